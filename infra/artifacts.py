@@ -1,0 +1,244 @@
+"""Artifacts: folders `<root>/<kind>/<name>/` with their data and a `record.json` that is written last.
+
+A stage reads folders and writes one folder. It is written into the sibling `.<name>.partial` and renamed when whole,
+so a folder with a record is complete and one without is not an artifact.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from infra.config import Config
+from infra.errors import UserError
+from infra.hashing import sha256_json, sha256_path
+
+SCHEMA_VERSION = 1
+RECORD = "record.json"
+PACKAGES = (
+    "animateflow", "torch", "diffusers", "transformers", "peft", "prefect", "ray",
+    "decord", "pyarrow", "open-clip-torch", "great-expectations",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Input:
+    """What an artifact was made from: another artifact, or an outside file or folder known by its SHA256."""
+
+    kind: str
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact and its record."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.record["kind"])
+
+    @property
+    def name(self) -> str:
+        return str(self.record["name"])
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.record["fingerprint"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.record["config"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.record["metrics"])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(self.record["counts"])
+
+    def as_input(self) -> Input:
+        return Input(self.kind, self.name, self.fingerprint)
+
+
+@dataclass
+class Draft:
+    """An artifact being written. Put files in `folder`, figures in `counts` and `metrics`."""
+
+    folder: Path
+    resumed: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def outside(path: Path, kind: str) -> Input:
+    """An input that is no artifact of ours (a base model, a source table), by the SHA256 of its bytes."""
+    return Input(kind, path.name, sha256_path(path))
+
+
+def load(folder: Path, kind: str | None = None) -> Artifact:
+    """The artifact in `folder`.
+
+    Raises:
+        UserError: no such folder, no record in it, or a record of another kind.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        what = "is an unfinished or foreign folder" if folder.is_dir() else "does not exist"
+        raise UserError(
+            f"{folder} {what}.",
+            f"A finished {kind or 'artifact'} holds a {RECORD}, written last.",
+            "Check the path, or run the command that makes it again.",
+        )
+    artifact = Artifact(folder, json.loads(path.read_text(encoding="utf-8")))
+    if kind is not None and artifact.kind != kind:
+        raise UserError(
+            f"{folder} holds a {artifact.kind}, not a {kind}.",
+            "The command was given a folder of another kind.",
+            f"Name a {kind} folder.",
+        )
+    return artifact
+
+
+def find(folder: Path, kind: str, config: Config, inputs: Mapping[str, Input]) -> Artifact | None:
+    """The finished artifact if it is there and was made from the same config and inputs, None if nothing is there.
+
+    Raises:
+        UserError: the folder holds something else; the message names every field that differs.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    artifact = load(folder, kind)
+    if artifact.fingerprint == _fingerprint(kind, config, inputs):
+        return artifact
+    then, now = artifact.record["identity"], _identity(kind, config, inputs)
+    raise UserError(
+        f"{folder} was made from something else: {'; '.join(differences(then, now)) or 'schema version'}.",
+        "An artifact is never overwritten by one of another config or other inputs.",
+        f"Write to another --out, or remove {folder} to make it anew.",
+    )
+
+
+@contextmanager
+def draft(
+    folder: Path, kind: str, config: Config, inputs: Mapping[str, Input], resumable: bool = False
+) -> Iterator[Draft]:
+    """Opens the draft of an artifact; on a clean exit it is sealed with its record and renamed into place.
+
+    On an error the draft stays: a resumable stage of the same fingerprint finds its files again (`resumed` is True),
+    any other starts from an empty folder.
+
+    Raises:
+        UserError: the place cannot be written, or another run is writing it now.
+    """
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    fingerprint = _fingerprint(kind, config, inputs)
+    started = time.monotonic()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}.", "", "Name an --out folder that you may write to."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another run is writing {folder} now.", "", "Wait for it to end, or name another --out."
+            ) from None
+        seed = partial / "draft.json"
+        same = seed.is_file() and json.loads(seed.read_text(encoding="utf-8")) == {"fingerprint": fingerprint}
+        resumed = resumable and same
+        if not resumed:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            seed.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
+        work = Draft(partial, resumed)
+        yield work
+        record = {
+            "kind": kind,
+            "name": folder.name,
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": fingerprint,
+            "identity": _identity(kind, config, inputs),
+            "config": config.model_dump(mode="json"),
+            "inputs": {name: vars(given) for name, given in inputs.items()},
+            "counts": work.counts,
+            "metrics": work.metrics,
+            "versions": package_versions(),
+            "seconds": round(time.monotonic() - started, 3),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        seed.unlink()
+        write_json(partial / RECORD, record)
+        if folder.is_dir():
+            folder.rmdir()  # only an empty folder gets here, see `find`
+        os.replace(partial, folder)
+    (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON through a temporary file, flushed to disk before it takes its name."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result; one that is not installed is left out."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def differences(then: Any, now: Any, path: str = "") -> list[str]:
+    """Lines `a.b was 1 and is now 2` for every leaf in which two JSON values differ."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*then, *(key for key in now if key not in then)]
+        return [
+            line
+            for key in keys
+            for line in differences(then.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if then == now else [f"{path} was {_short(then)} and is now {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _identity(kind: str, config: Config, inputs: Mapping[str, Input]) -> dict[str, Any]:
+    return {
+        "config": config.identity(),
+        "inputs": {name: given.fingerprint for name, given in sorted(inputs.items())},
+    }
+
+
+def _fingerprint(kind: str, config: Config, inputs: Mapping[str, Input]) -> str:
+    return sha256_json([SCHEMA_VERSION, kind, type(config).__name__, _identity(kind, config, inputs)])

@@ -1,0 +1,93 @@
+"""Configs: frozen pydantic models whose unknown fields are errors, with overrides from the command line.
+
+Identity is not execution: a field made by `execution()` (device, worker count, batch of an encoder) changes how a
+result is made, not what it is, and is left out of the fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from infra.errors import UserError
+from infra.hashing import sha256_json
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change the result, as JSON values."""
+        out: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("execution"):
+                continue
+            value = getattr(self, name)
+            out[name] = value.identity() if isinstance(value, Config) else _plain(self, name)
+        return out
+
+    def fingerprint(self) -> str:
+        """SHA256 over the class name and the identity."""
+        return sha256_json([type(self).__name__, self.identity()])
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with fields changed; `a__b=1` changes field b of field a."""
+        return apply_overrides(self, [(name.replace("__", "."), value) for name, value in changes.items()])
+
+
+def _plain(config: Config, name: str) -> Any:
+    return config.model_dump(mode="json", include={name})[name]
+
+
+def execution(default: Any, **options: Any) -> Any:
+    """A field that says how to run, not what to make: it stays out of the fingerprint."""
+    return Field(default, json_schema_extra={"execution": True}, **options)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.steps=200` to ("train.steps", 200); the value is YAML."""
+    path, separator, value = text.partition("=")
+    if not separator or not path:
+        raise UserError(
+            f"--set {text!r} has no field or no '='.",
+            "An override names a field of the recipe and its value.",
+            "Write it as --set train.steps=200.",
+        )
+    return path.strip(), yaml.safe_load(value)
+
+
+def apply_overrides(config: C, overrides: Sequence[str | tuple[str, Any]]) -> C:
+    """The config with every override applied and validated.
+
+    Raises:
+        UserError: no such field (the message lists the fields there are), or a value the field refuses.
+    """
+    tree = config.model_dump()
+    for override in overrides:
+        path, value = parse_override(override) if isinstance(override, str) else override
+        node = tree
+        *parents, last = path.split(".")
+        for depth, part in enumerate([*parents, last]):
+            if not isinstance(node, dict) or part not in node:
+                fields = ", ".join(node) if isinstance(node, dict) else "none"
+                raise UserError(
+                    f"The recipe has no field {path!r}: {part!r} is not known.",
+                    f"Fields there: {fields}.",
+                    "Correct the name after --set.",
+                )
+            if depth < len(parents):
+                node = node[part]
+        node[last] = value
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        raise UserError("An override does not fit its field.", details + ".", "Correct the value after --set.") from None

@@ -1,0 +1,26 @@
+"""The two ways a run ends badly. A message says what was found, what it means, and what to run next."""
+
+from __future__ import annotations
+
+
+class AnimateflowError(Exception):
+    """Base of every error that a person should read without a traceback. `exit_code` is the command line's."""
+
+    exit_code = 1
+
+    def __init__(self, found: str, meaning: str, next_step: str) -> None:
+        self.found, self.meaning, self.next_step = found, meaning, next_step
+        super().__init__(" ".join(part for part in (found, meaning, next_step) if part))
+
+    def __reduce__(self) -> tuple[type[AnimateflowError], tuple[str, str, str]]:
+        return type(self), (self.found, self.meaning, self.next_step)  # survives Ray and process boundaries
+
+
+class UserError(AnimateflowError):
+    """The input or the usage was wrong: exit code 2."""
+
+    exit_code = 2
+
+
+class WorkError(AnimateflowError):
+    """The input was fine and the work failed: exit code 1."""

@@ -1,0 +1,35 @@
+"""SHA256 of files, folders and plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of the file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """Hex digest over the relative names and bytes of all files below the folder, hidden ones left out."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{sha256_file(path)}\0".encode())
+    return digest.hexdigest()
+
+
+def sha256_path(path: Path) -> str:
+    """`sha256_folder` of a folder, `sha256_file` of a file."""
+    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+
+
+def sha256_json(value: Any) -> str:
+    """Hex digest of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
