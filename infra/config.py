@@ -90,4 +90,6 @@ def apply_overrides(config: C, overrides: Sequence[str | tuple[str, Any]]) -> C:
         return type(config).model_validate(tree)
     except ValidationError as error:
         details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-        raise UserError("An override does not fit its field.", details + ".", "Correct the value after --set.") from None
+        raise UserError(
+            "An override does not fit its field.", details + ".", "Correct the value after --set."
+        ) from None

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from infra.pocket.clips import UInt8, every_prompt, random_scenes, render
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
 
 PICTURE_SIZE = 64
 TEXT_WIDTH = 128

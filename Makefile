@@ -1,0 +1,38 @@
+SHELL := /bin/bash
+BIN := .venv/bin
+PACKAGES := flows components data_prep evaluation infra tests
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup:  ## .venv from requirements.lock; nothing to do when it is current
+	@bash infra/setup.sh
+
+demo: setup  ## the whole pipeline on the pocket recipe, in minutes on two cores
+	@$(BIN)/animateflow demo
+
+test: setup  ## lint, types and every test
+	@bash infra/browser.sh
+	@$(MAKE) --no-print-directory lint
+	@echo "[test] pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff and mypy
+	@echo "[test] ruff, mypy"
+	@$(BIN)/ruff check $(PACKAGES)
+	@$(BIN)/ruff format --check $(PACKAGES)
+	@$(BIN)/mypy
+
+format: setup  ## rewrites the code in the project's form
+	@$(BIN)/ruff check --fix $(PACKAGES)
+	@$(BIN)/ruff format $(PACKAGES)
+
+lock: setup  ## requirements.lock from pyproject.toml
+	@.tools/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+	  --quiet --output-file requirements.lock
+
+clean:  ## removes the environment and everything made by runs
+	rm -rf .venv .tools .animateflow runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

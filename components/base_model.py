@@ -1,0 +1,322 @@
+"""The base model: a Stable Diffusion 1.x text-to-image model, plain or personalised, from a folder or a single file.
+
+Everything is resolved to files on this machine first; the network is asked only for a hub id that is not in the cache,
+and only after a short probe, so that a machine without network answers in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from components.quiet import quiet
+from components.weight_files import KINDS, Header, read_header, read_weights
+from infra import artifacts
+from infra.config import Config
+from infra.errors import UserError
+from infra.hashing import sha256_json, sha256_path
+from infra.logs import get_logger
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+HUB_REFERENCE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+PROBE_SECONDS = 3.0
+WHAT_IS_A_BASE = (
+    "A base model is a Stable Diffusion 1.x model: a diffusers folder (with model_index.json, unet/, vae/, "
+    "text_encoder/, tokenizer/, scheduler/) or one .safetensors file."
+)
+
+log = get_logger("components")
+
+
+class LoraFile(Config):
+    """A LoRA of an image model, added to the base model's weights."""
+
+    path: Path
+    """A kohya-format .safetensors file (what Civitai offers as "LoRA")."""
+    scale: float = 1.0
+    """Factor on the LoRA's effect; 0 is off, 1 is as trained."""
+
+
+class BaseModel(Config):
+    """A base or personalised text-to-image model."""
+
+    path: Path
+    """A diffusers folder, a single .safetensors file in the original SD 1.x layout, or a hub id `org/name`."""
+    reference: Path | None = None
+    """A diffusers folder that gives a single file its configs and tokenizer; none means SD 1.5's."""
+    loras: tuple[LoraFile, ...] = ()
+    """LoRAs added on top, in this order."""
+
+
+def load_base(model: BaseModel, device: str | torch.device = "cpu") -> StableDiffusionPipeline:
+    """The pipeline in fp32, in eval mode, with its LoRAs folded into the weights and no safety checker.
+
+    Raises:
+        UserError: not a base model (the message says what was found), unreadable files, a LoRA that does not fit, or a
+            hub id with no network.
+    """
+    path = resolve(model.path)
+    pipeline = _from_folder(path) if path.is_dir() else _from_file(path, model.reference)
+    _check_is_sd1(pipeline, path)
+    for lora in model.loras:
+        _fold_lora(pipeline, lora)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.eval().requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def fingerprint_of(model: BaseModel) -> artifacts.Input:
+    """The base model as an artifact's input: SHA256 over the bytes of its files and the LoRAs' scales."""
+    path = resolve(model.path)
+    parts: list[Any] = [sha256_path(path)]
+    if path.is_file():
+        parts.append(_configs_sha256(_reference_folder(model.reference)))
+    for lora in model.loras:
+        read_header(lora.path)
+        parts.append([sha256_path(lora.path), lora.scale])
+    return artifacts.Input("base-model", path.resolve().name, parts[0] if len(parts) == 1 else sha256_json(parts))
+
+
+def _configs_sha256(folder: Path) -> str:
+    """Over the text files of a reference folder; its weights give a single file nothing."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in {".json", ".txt"})
+    return sha256_json([[path.relative_to(folder).as_posix(), sha256_path(path)] for path in files])
+
+
+def vae_sha256(vae: nn.Module) -> str:
+    """SHA256 over names and fp16 values, so that an fp32 copy loaded from fp16 files has the hash of the original."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resolve(path: Path) -> Path:
+    """The local file or folder that a path or a hub id stands for.
+
+    Raises:
+        UserError: there is nothing there, or it is a hub id and the hub cannot be reached.
+    """
+    if path.exists():
+        return path
+    name = path.as_posix()
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not path.parent.exists() and not path.suffix:
+        return _from_hub(name, configs_only=False)
+    raise UserError(f"{path} does not exist.", WHAT_IS_A_BASE, "Check the path given as base model.")
+
+
+def _from_hub(name: str, configs_only: bool) -> Path:
+    """The snapshot folder of a hub model: from the cache, else downloaded (safetensors and configs only)."""
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def get(local: bool) -> Path:
+        if configs_only:
+            patterns = ["model_index.json", "*/*.json", "*/*.txt"]
+            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local))
+        return Path(StableDiffusionPipeline.download(name, local_files_only=local, use_safetensors=True))
+
+    with quiet():
+        try:
+            folder = get(local=True)
+            if (folder / "model_index.json").is_file():
+                return folder
+        except (OSError, ValueError, LocalEntryNotFoundError):
+            pass  # not in the cache
+    if not _hub_answers():
+        what = f"The configs of {name}" if configs_only else f"{name}"
+        raise UserError(
+            f"{what} cannot be loaded: it is not on this machine, and there is no network for a hub model.",
+            "A name like `org/name` stands for a model on huggingface.co.",
+            f"Where there is network, run `hf download {name} --local-dir FOLDER`, and pass FOLDER"
+            + (" as the base model's reference." if configs_only else "."),
+        )
+    try:
+        log.info("Downloading %s from the hub.", name)
+        return get(local=False)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(
+            f"{name} could not be downloaded: {_first_line(error)}.", WHAT_IS_A_BASE, "Check the name and your access."
+        ) from None
+
+
+def _hub_answers() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(endpoint, timeout=PROBE_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+
+
+def _from_folder(folder: Path) -> StableDiffusionPipeline:
+    from diffusers import StableDiffusionPipeline
+
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"{folder} is not a model folder: it has no model_index.json.", WHAT_IS_A_BASE, _what_else(folder))
+    try:
+        described = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{index} is not readable JSON.", WHAT_IS_A_BASE, "Download the model again.") from None
+    made_for = described.get("_class_name", "nothing")
+    if made_for not in {"StableDiffusionPipeline", "AnimateDiffPipeline"}:
+        raise UserError(f"{folder} is a model for {made_for}.", WHAT_IS_A_BASE, "Pass a Stable Diffusion 1.x model.")
+    names = [file.name for file in (folder / "unet").glob("*.safetensors")]
+    variant = "fp16" if names and all(".fp16" in name for name in names) else None
+    try:
+        with quiet():
+            return StableDiffusionPipeline.from_pretrained(
+                folder, dtype=torch.float32, safety_checker=None, feature_extractor=None, image_encoder=None,
+                requires_safety_checker=False, local_files_only=True, use_safetensors=True, variant=variant,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} could not be loaded as a base model: {_first_line(error)}",
+            "A part is missing or damaged, or its weights are pickles (.bin), which are never opened.",
+            "Download it again, in safetensors.",
+        ) from None
+
+
+def _what_else(folder: Path) -> str:
+    if (folder / artifacts.RECORD).is_file():
+        return f"{folder} is a {artifacts.load(folder).kind}: pass the base model that it was made with."
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    return f"Pass the file itself: {folder / files[0]}." if files else "Check the path."
+
+
+def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
+    from diffusers import StableDiffusionPipeline
+
+    if path.suffix in {".ckpt", ".pt", ".pth", ".bin"}:
+        raise UserError(
+            f"{path} is a {path.suffix} file.",
+            "Such files are Python pickles, which can run code when they are opened; they are refused.",
+            "Download the .safetensors version of the model, or convert it where you trust it.",
+        )
+    header = read_header(path)
+    if header.kind != "checkpoint":
+        raise _not_a_checkpoint(header)
+    folder = _reference_folder(reference)
+    try:
+        with quiet():
+            return StableDiffusionPipeline.from_single_file(
+                str(path), config=str(folder), local_files_only=True, dtype=torch.float32,
+                safety_checker=None, feature_extractor=None, image_encoder=None,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} could not be loaded with the configs of {folder}: {_first_line(error)}",
+            "Its sizes or names differ from the reference model's, or a part (VAE, text encoder) is not in the file.",
+            "Pass the diffusers folder of the model that it was fine-tuned from as its reference.",
+        ) from None
+
+
+def _not_a_checkpoint(header: Header) -> UserError:
+    advice = {
+        "kohya-lora": "Pass it as a LoRA of a base model (loras), not as the base model.",
+        "motion-module": "Pass it as --motion-module, and a base model as --base.",
+        "motion-lora": "Pass it as --motion-lora, and a base model as --base.",
+        "domain-adapter": "Pass it as --domain-adapter, and a base model as --base.",
+    }
+    return UserError(
+        f"{header.path} is {KINDS[header.kind]}.", WHAT_IS_A_BASE, advice.get(header.kind, "Pass an SD 1.x model.")
+    )
+
+
+def _reference_folder(reference: Path | None) -> Path:
+    """The folder of configs and tokenizer for a single file: the given one, or SD 1.5's from the hub."""
+    if reference is None:
+        return _from_hub(HUB_REFERENCE, configs_only=True)
+    if not (reference / "model_index.json").is_file():
+        raise UserError(
+            f"The reference {reference} is not a diffusers folder.",
+            "It gives a single file its configs and tokenizer.",
+            "Pass the diffusers folder of the model that the file was fine-tuned from.",
+        )
+    return reference
+
+
+def _check_is_sd1(pipeline: StableDiffusionPipeline, path: Path) -> None:
+    channels, predicts = pipeline.unet.config.in_channels, pipeline.scheduler.config.get("prediction_type", "epsilon")
+    if channels != 4:
+        raise UserError(
+            f"{path} has a UNet with {channels} input channels.",
+            "That is an inpainting or image-conditioned model.",
+            "Pass a plain text-to-image model.",
+        )
+    if predicts != "epsilon":
+        raise UserError(
+            f"{path} predicts {predicts}.", "Motion modules are trained on models that predict noise.", "Pass SD 1.x."
+        )
+
+
+def _fold_lora(pipeline: StableDiffusionPipeline, lora: LoraFile) -> None:
+    """Adds scale · up @ down (times the file's alpha/rank) to the weights, and checks that every layer arrived."""
+    header, weights = read_weights(lora.path)
+    if header.kind != "kohya-lora":
+        hints = {"lycoris": "LoHa and LoKr are not supported", "checkpoint": "it is a base model of its own"}
+        raise UserError(
+            f"{lora.path} is {KINDS[header.kind]}, not a LoRA in kohya format.",
+            hints.get(header.kind, "Only LoRAs of Stable Diffusion 1.x image models can be added to a base model") + ".",
+            "Pass a file whose tensors are named lora_unet_… and lora_te_….",
+        )
+    known = (".lora_down.weight", ".lora_up.weight", ".alpha")
+    strange = sorted(name for name in weights if not name.endswith(known))
+    if strange:
+        raise UserError(
+            f"{lora.path} has tensors of unknown kinds: {', '.join(strange[:3])}{' …' if len(strange) > 3 else ''}.",
+            "Loading only the rest would change the model in a way that its author did not mean.",
+            "Pass a plain LoRA (lora_down, lora_up, alpha).",
+        )
+    expected = sum(name.endswith(".lora_down.weight") for name in weights)
+    try:
+        with quiet():
+            pipeline.load_lora_weights(weights, adapter_name="given")
+            arrived = sum(_count_layers(part) for part in (pipeline.unet, pipeline.text_encoder))
+            if arrived == expected:
+                pipeline.fuse_lora(components=["unet", "text_encoder"], lora_scale=lora.scale)
+            pipeline.unload_lora_weights()
+    except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{lora.path} does not fit the base model: {_first_line(error)}",
+            "It was trained on a model of other sizes (SDXL, SD 2) or other layer names.",
+            "Pass a LoRA made for this base model.",
+        ) from None
+    if arrived != expected:
+        raise UserError(
+            f"Of the {expected} layers in {lora.path}, {arrived} exist in the base model.",
+            "It was made for another model.",
+            "Pass a LoRA made for Stable Diffusion 1.x.",
+        )
+
+
+def _count_layers(module: nn.Module) -> int:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return sum(isinstance(part, BaseTunerLayer) for part in module.modules())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,33 @@
+"""What the trainer reads: batches of clips in latent space. B batch, F frames, C channels, h w latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """`latents_BCFhw` float32 posterior means, not scaled; one caption and one clip id a clip."""
+
+    latents_BCFhw: Tensor
+    captions: list[str]
+    clip_ids: list[str]
+
+
+class BatchSource(Protocol):
+    """A set of clips, encoded by the VAE of hash `vae_sha256` (see `components.base_model.vae_sha256`)."""
+
+    @property
+    def vae_sha256(self) -> str: ...
+
+    def batches(self, batch_size: int, frames: int, seed: int, start_step: int = 0) -> Iterator[ClipBatch]:
+        """Endless; the n-th batch is a function of (seed, start_step + n) alone."""
+        ...
+
+    def held_out(self, count: int, frames: int) -> ClipBatch:
+        """A fixed set of clips and windows that `batches` never draws."""
+        ...

@@ -1,0 +1,38 @@
+"""The domain adapter: a LoRA on the image layers that takes up what video frames look like (paper sec. 4.1).
+
+It is trained on single frames, stays active and frozen while the motion module learns, and is scaled by alpha or left
+out at inference (paper eq. 4), so that the motion module need not learn watermarks and blur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from components import lora
+
+KIND = "domain-adapter"
+WEIGHTS = "domain_adapter.safetensors"
+
+
+def add_domain_adapter(unet: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]:
+    """A fresh trainable domain adapter on every spatial attention of a UNet; all else is frozen."""
+    return lora.add_trainable(unet, KIND, rank, seed)
+
+
+def load_domain_adapter(path: Path) -> lora.LoraWeights:
+    """From a domain-adapter artifact's folder or a file; raises UserError for a MotionLoRA and for any other kind."""
+    return lora.load(path / WEIGHTS if path.is_dir() else path, KIND)
+
+
+def apply_domain_adapter(unet: nn.Module, path: Path, alpha: float = 1.0) -> lora.LoraWeights:
+    """Adds the adapter, scaled by alpha, to the weights of a `UNet2DConditionModel` or `UNetMotionModel`."""
+    weights = load_domain_adapter(path)
+    lora.merge(unet, weights, alpha, path)
+    return weights
+
+
+def save_domain_adapter(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+    lora.save(path, KIND, state, notes)

@@ -1,0 +1,48 @@
+"""MotionLoRA: a LoRA on the temporal attention that teaches a motion module one shot type (paper sec. 4.3).
+
+MotionLoRAs trained apart add up: each is W += scale · up @ down on the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from components import lora
+from infra.logs import get_logger
+
+KIND = "motion-lora"
+WEIGHTS = "motion_lora.safetensors"
+
+log = get_logger("components")
+
+
+def add_motion_lora(unet: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]:
+    """A fresh trainable MotionLoRA on every temporal attention of a `UNetMotionModel`; all else is frozen."""
+    return lora.add_trainable(unet, KIND, rank, seed)
+
+
+def load_motion_lora(path: Path) -> lora.LoraWeights:
+    """From a motion-lora artifact's folder or a file; raises UserError for a domain adapter and for any other kind."""
+    return lora.load(path / WEIGHTS if path.is_dir() else path, KIND)
+
+
+def apply_motion_lora(
+    unet: nn.Module, path: Path, scale: float = 1.0, module_notes: Mapping[str, str] | None = None
+) -> lora.LoraWeights:
+    """Adds the MotionLoRA, scaled, to the temporal weights; warns when it was trained on another preset.
+
+    `module_notes` are the notes of the motion module inside `unet`.
+    """
+    weights = load_motion_lora(path)
+    trained_on, preset = weights.notes.get("preset"), (module_notes or {}).get("preset")
+    if trained_on and preset and trained_on != preset:
+        log.warning("%s was trained on a %s motion module and is used with a %s one.", path, trained_on, preset)
+    lora.merge(unet, weights, scale, path)
+    return weights
+
+
+def save_motion_lora(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+    lora.save(path, KIND, state, notes)

@@ -1,0 +1,316 @@
+"""The three training stages, in the paper's order (sec. 4): domain adapter, motion module, MotionLoRA.
+
+Each reads a base model and a latent cache, trains one kind of weights with everything else frozen, and seals one
+artifact that holds them in diffusers' format and in the original one, both read back before sealing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from components import domain_adapter as adapters
+from components import lora, motion_lora
+from components.base_model import BaseModel, fingerprint_of, load_base, vae_sha256
+from components.batch import BatchSource
+from components.formats import export_original, shape_notes, weight_file
+from components.motion_module import (
+    MotionModuleConfig,
+    checkpoint_activations,
+    fresh_motion_adapter,
+    insert,
+    load_motion_module,
+    motion_state,
+    save_motion_module,
+)
+from components.objective import Predict, image_predictor, video_predictor
+from components.text_states import TextStates
+from components.train_log import StepReport
+from components.trainer import Task, TrainConfig, train
+from infra import artifacts
+from infra.artifacts import Artifact, Draft, Input
+from infra.config import Config, execution
+from infra.errors import UserError
+from infra.runtime import pick_device
+
+if TYPE_CHECKING:
+    from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
+
+OnStep = Callable[[StepReport], None] | None
+ORIGINAL = Path("original")
+
+
+class DomainAdapterTraining(Config):
+    """Stage 1: LoRA on the image layers, on single frames."""
+
+    train: TrainConfig = TrainConfig()
+    rank: int = Field(128, ge=1)
+    """Rank of the LoRA; 128 is what the released v3 adapter implies."""
+    init_from: Path | None = execution(None)
+    """Domain adapter to start from; its content, not its path, is part of the identity."""
+
+
+class MotionModuleTraining(MotionModuleConfig):
+    """Stage 2: the motion module, on clips, the domain adapter active and frozen."""
+
+    train: TrainConfig = TrainConfig()
+    init_from: Path | None = execution(None)
+    """Motion module to start from (its shape then counts, not the preset's); its content is part of the identity."""
+
+
+class MotionLoraTraining(Config):
+    """Stage 3: LoRA on the temporal attention, on clips of one shot type."""
+
+    train: TrainConfig = TrainConfig(steps=2000)
+    rank: int = Field(64, ge=1)
+    """Rank of the LoRA; 64 is what the released MotionLoRAs imply."""
+    init_from: Path | None = execution(None)
+    """MotionLoRA to start from; its content, not its path, is part of the identity."""
+
+
+def train_domain_adapter(
+    config: DomainAdapterTraining,
+    base: BaseModel,
+    cache: BatchSource,
+    cache_input: Input,
+    out: Path,
+    on_step: OnStep = None,
+) -> Artifact:
+    """Trains and seals a `domain-adapter`.
+
+    Raises:
+        UserError: the cache was encoded by another VAE, or `init_from` does not fit.
+        TrainingStopped: Ctrl-C or SIGTERM; the same call goes on from there.
+    """
+    inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, adapters.KIND)}
+    if done := artifacts.find(out, adapters.KIND, config, inputs):
+        return done
+    with artifacts.draft(out, adapters.KIND, config, inputs, resumable=True) as draft:
+        pipeline = _load(base, cache)
+        trainable = adapters.add_domain_adapter(pipeline.unet, config.rank, config.train.seed)
+        if config.init_from is not None:
+            _start_lora(trainable, adapters.load_domain_adapter(config.init_from), config.init_from)
+        if config.train.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        task = _task("domain adapter", pipeline, pipeline.unet, image_predictor(pipeline.unet), trainable, 1, config.train.device)
+        notes = _notes(config, base, inputs, config.train)
+        weights = _train(config.train, task, cache, draft, on_step)
+        _save_lora(draft, adapters.KIND, adapters.WEIGHTS, weights, notes)
+    return artifacts.load(out, adapters.KIND)
+
+
+def train_motion_module(
+    config: MotionModuleTraining,
+    base: BaseModel,
+    cache: BatchSource,
+    cache_input: Input,
+    out: Path,
+    domain_adapter: Path | None = None,
+    on_step: OnStep = None,
+) -> Artifact:
+    """Trains and seals a `motion-module`; a domain adapter is active at scale 1 and frozen (paper sec. 4.4).
+
+    Raises:
+        UserError: another VAE's cache, a preset for another base model, or a window longer than the module's.
+        TrainingStopped: Ctrl-C or SIGTERM; the same call goes on from there.
+    """
+    kind = "motion-module"
+    inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, kind)}
+    inputs |= _given("domain_adapter", domain_adapter, adapters.KIND)
+    if done := artifacts.find(out, kind, config, inputs):
+        return done
+    with artifacts.draft(out, kind, config, inputs, resumable=True) as draft:
+        pipeline = _load(base, cache)
+        if domain_adapter is not None:
+            adapters.apply_domain_adapter(pipeline.unet, domain_adapter)
+        if config.init_from is None:
+            adapter = fresh_motion_adapter(config, pipeline.unet, config.train.seed)
+        else:
+            adapter, _ = load_motion_module(config.init_from, config.max_frames)
+        unet = _video_unet(pipeline, adapter, config.group_norm, config.train)
+        trainable = _motion_parameters(unet)
+        frames, device = config.train.frames, config.train.device
+        task = _task("motion module", pipeline, unet, video_predictor(unet), trainable, frames, device)
+        notes = {"preset": config.preset, "group_norm": config.group_norm, **shape_notes(adapter)}
+        notes |= _notes(config, base, inputs, config.train)
+        weights = _train(config.train, task, cache, draft, on_step)
+        _save_motion(draft, adapter, {**motion_state(unet), **weights}, notes)
+    return artifacts.load(out, kind)
+
+
+def train_motion_lora(
+    config: MotionLoraTraining,
+    base: BaseModel,
+    cache: BatchSource,
+    cache_input: Input,
+    out: Path,
+    motion_module: Path,
+    domain_adapter: Path | None = None,
+    on_step: OnStep = None,
+) -> Artifact:
+    """Trains and seals a `motion-lora` on a frozen motion module, a domain adapter active where one is given.
+
+    Raises:
+        UserError: another VAE's cache, a motion module of another base, or a window longer than the module's.
+        TrainingStopped: Ctrl-C or SIGTERM; the same call goes on from there.
+    """
+    inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, motion_lora.KIND)}
+    inputs |= _given("motion_module", motion_module, "motion-module")
+    inputs |= _given("domain_adapter", domain_adapter, adapters.KIND)
+    if done := artifacts.find(out, motion_lora.KIND, config, inputs):
+        return done
+    with artifacts.draft(out, motion_lora.KIND, config, inputs, resumable=True) as draft:
+        pipeline = _load(base, cache)
+        if domain_adapter is not None:
+            adapters.apply_domain_adapter(pipeline.unet, domain_adapter)
+        adapter, of_module = load_motion_module(motion_module)
+        unet = _video_unet(pipeline, adapter, of_module.get("group_norm", "per_frame"), config.train)
+        trainable = motion_lora.add_motion_lora(unet, config.rank, config.train.seed)
+        if config.init_from is not None:
+            _start_lora(trainable, motion_lora.load_motion_lora(config.init_from), config.init_from)
+        frames, device = config.train.frames, config.train.device
+        task = _task("MotionLoRA", pipeline, unet, video_predictor(unet), trainable, frames, device)
+        notes = {name: of_module.get(name) for name in ("preset", "group_norm", "max_frames")}
+        notes |= _notes(config, base, inputs, config.train)
+        weights = _train(config.train, task, cache, draft, on_step)
+        _save_lora(draft, motion_lora.KIND, motion_lora.WEIGHTS, weights, notes)
+    return artifacts.load(out, motion_lora.KIND)
+
+
+def _load(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
+    """The base model, on the CPU, after checking that the cache's latents are those of its VAE."""
+    pipeline = load_base(base)
+    own = vae_sha256(pipeline.vae)
+    if own != cache.vae_sha256:
+        raise UserError(
+            f"The cache was encoded by the VAE {cache.vae_sha256[:12]} and {base.path} has the VAE {own[:12]}.",
+            "Latents of one VAE are noise to a model that was trained on another's.",
+            "Build the cache again with this base model's VAE, or train on the base model it was built for.",
+        )
+    return pipeline
+
+
+def _video_unet(
+    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, group_norm: Any, train_config: TrainConfig
+) -> UNetMotionModel:
+    longest = adapter.config.motion_max_seq_length
+    if train_config.frames > longest:
+        raise UserError(
+            f"The training window has {train_config.frames} frames and the motion module {longest} positions.",
+            "Frames past the last position cannot be told apart.",
+            "Lower train.frames, or raise the motion module's max_frames.",
+        )
+    unet = insert(pipeline.unet, adapter, group_norm)
+    if train_config.gradient_checkpointing:
+        checkpoint_activations(unet)
+    return unet
+
+
+def _motion_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """Freezes all but the motion module; returns its parameters by name."""
+    unet.requires_grad_(False)
+    return {name: p.requires_grad_(True) for name, p in unet.named_parameters() if ".motion_modules." in name}
+
+
+def _task(
+    title: str,
+    pipeline: StableDiffusionPipeline,
+    unet: nn.Module,
+    predict: Predict,
+    trainable: dict[str, nn.Parameter],
+    frames: int,
+    device: str,
+) -> Task:
+    text = TextStates(pipeline.tokenizer, pipeline.text_encoder, pick_device(device))
+    return Task(title, unet, predict, trainable, text, pipeline.vae.config.scaling_factor, frames)
+
+
+def _train(config: TrainConfig, task: Task, cache: BatchSource, draft: Draft, on_step: OnStep) -> dict[str, Tensor]:
+    result = train(config, task, cache, draft.folder, on_step)
+    shutil.rmtree(draft.folder / "checkpoints", ignore_errors=True)
+    draft.counts.update(result.counts)
+    draft.metrics.update(result.metrics)
+    return result.weights
+
+
+def _start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, path: Path) -> None:
+    """Copies the weights to start from into the fresh parameters."""
+    values = {
+        lora.PREFIX + layer + ending: tensor
+        for layer, pair in given.pairs.items()
+        for ending, tensor in zip((lora.DOWN, lora.UP), pair, strict=True)
+    }
+    wrong = [
+        name
+        for name in sorted({*trainable, *values})
+        if name not in values or name not in trainable or values[name].shape != trainable[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} has rank {given.rank} or layers that differ from what is to be trained, such as {wrong[0]}.",
+            "Training can only start from weights of the same shape.",
+            f"Set rank={given.rank}, or leave init_from out.",
+        )
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(values[name])
+
+
+def _start(path: Path | None, kind: str) -> dict[str, Input]:
+    return _given("init_from", path, kind)
+
+
+def _given(name: str, path: Path | None, kind: str) -> dict[str, Input]:
+    """A weight file or folder as an input: an artifact of ours by its fingerprint, else by its bytes."""
+    if path is None:
+        return {}
+    if not path.exists():
+        raise UserError(f"{path} does not exist.", f"It was given as {name.replace('_', ' ')}.", "Check the path.")
+    if (path / artifacts.RECORD).is_file():
+        return {name: artifacts.load(path, kind).as_input()}
+    return {name: artifacts.outside(path if path.is_file() else weight_file(path), kind)}
+
+
+def _notes(config: Config, base: BaseModel, inputs: Mapping[str, Input], train_config: TrainConfig) -> dict[str, object]:
+    return {
+        "base_model": inputs["base"].name,
+        "base_model_fingerprint": inputs["base"].fingerprint,
+        "beta_schedule": train_config.beta_schedule,
+        "recipe_fingerprint": config.fingerprint(),
+        "frames": train_config.frames,
+    }
+
+
+def _save_lora(
+    draft: Draft, kind: str, name: str, weights: Mapping[str, Tensor], notes: Mapping[str, object]
+) -> None:
+    """Both formats, each read back and compared."""
+    lora.save(draft.folder / name, kind, weights, notes)
+    original = export_original(draft.folder / name, draft.folder / ORIGINAL / name)
+    expected = lora.pairs_of(weights)
+    for path in (draft.folder / name, original):
+        found = lora.load(path, kind).pairs
+        same = found.keys() == expected.keys() and all(
+            torch.equal(a, b) for key in expected for a, b in zip(found[key], expected[key], strict=True)
+        )
+        assert same, f"{path} does not read back as it was written"
+
+
+def _save_motion(
+    draft: Draft, adapter: MotionAdapter, state: Mapping[str, Tensor], notes: Mapping[str, object]
+) -> None:
+    """Both formats, each read back and compared."""
+    adapter.load_state_dict({name: tensor.cpu() for name, tensor in state.items()})
+    save_motion_module(draft.folder, adapter, notes)
+    original = export_original(draft.folder, draft.folder / ORIGINAL / "motion_module.safetensors")
+    expected = adapter.state_dict()
+    for path in (draft.folder, original):
+        found = load_motion_module(path)[0].state_dict()
+        same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+        assert same, f"{path} does not read back as it was written"

@@ -1,0 +1,299 @@
+"""The benchmark: every model, method, prompt and seed, animated, then scored from the files; one table and one report.
+
+The design is paired: every method gets the same prompts and seeds on every model. A sample that fails is a row with a
+reason. An interrupted benchmark goes on at the sample where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from components.animator import AnimationConfig, AnimationModels, Animator, WeightedFile
+from evaluation.clip_scores import ClipEncoder, ClipModel, Float
+from evaluation.registry import NAME, RegistryEntry
+from evaluation.report import ReportSection, write_report
+from evaluation.samples import (
+    METRIC_VERSION,
+    Sample,
+    failed_sample,
+    has_animation,
+    load_references,
+    save_references,
+    save_row,
+    saved_row,
+    score_sample,
+    write_animation,
+    write_scores,
+)
+from evaluation.statistics import summarise
+from infra import artifacts
+from infra.artifacts import Artifact, Input
+from infra.config import Config
+from infra.errors import AnimateflowError, UserError, WorkError
+from infra.logs import get_logger, progress
+
+KIND = "benchmark"
+REFERENCE_SEED = 1_000_000_000
+"""References are drawn from seeds from here on, animations from seeds below it: a shared seed would be a shared picture."""
+FAILURES = (AnimateflowError, RuntimeError, ValueError, OSError)
+
+log = get_logger("evaluation")
+
+
+class BenchmarkMethod(Config):
+    """A way to animate an image model: a motion module with what is added to it, or none."""
+
+    name: str = Field(pattern=NAME)
+    """Short name in paths and tables."""
+    title: str
+    """Name for people; it should say where the weights come from."""
+    motion_module: Path | None = None
+    """A motion module folder or file; none animates each frame on its own, the paper's starting point."""
+    motion_loras: tuple[WeightedFile, ...] = ()
+    """MotionLoRAs with their scales."""
+    domain_adapter: WeightedFile | None = None
+    """A domain adapter with its alpha."""
+
+    def identity(self) -> dict[str, Any]:
+        """Names and scales; the weights themselves are inputs of the artifact."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "scales": [lora.scale for lora in self.motion_loras],
+            "alpha": self.domain_adapter.scale if self.domain_adapter else None,
+        }
+
+    def inputs(self) -> dict[str, Input]:
+        """The weights, by part."""
+        files = {f"motion_lora_{index}": lora.path for index, lora in enumerate(self.motion_loras)}
+        if self.motion_module is not None:
+            files["motion_module"] = self.motion_module
+        if self.domain_adapter is not None:
+            files["domain_adapter"] = self.domain_adapter.path
+        return {part: self._weights(part, path) for part, path in files.items()}
+
+    def _weights(self, part: str, path: Path) -> Input:
+        if not path.exists():
+            raise UserError(
+                f"Method {self.name!r}: {path} does not exist.", f"It was given as its {part}.", "Check the path."
+            )
+        if (path / artifacts.RECORD).is_file():
+            return artifacts.load(path).as_input()
+        return artifacts.outside(path, part.rstrip("_0123456789").replace("_", "-"))
+
+    def models(self, entry: RegistryEntry) -> AnimationModels:
+        """This method on one model of the registry."""
+        return AnimationModels(
+            base=entry.base,
+            motion_module=self.motion_module,
+            motion_loras=self.motion_loras,
+            domain_adapter=self.domain_adapter,
+        )
+
+
+class BenchmarkConfig(Config):
+    """What is animated and scored."""
+
+    models: tuple[RegistryEntry, ...] = Field(min_length=1)
+    """The models of the registry to animate."""
+    methods: tuple[BenchmarkMethod, ...] = Field(min_length=1)
+    """The ways to animate them; differences in the summary are against the first."""
+    prompts: tuple[str, ...] = Field(min_length=1)
+    """What to animate, before a model's trigger words."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """One animation a prompt for each, the same for all methods."""
+    animation: AnimationConfig
+    """Size, frames, fps, steps, guidance; its prompt and seed are replaced."""
+    clip: ClipModel
+    """The CLIP model that scores."""
+    references: int = Field(8, ge=2)
+    """Pictures of each model and prompt that its domain score is measured against."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> BenchmarkConfig:
+        for what, values in {
+            "models": [entry.name for entry in self.models],
+            "methods": [method.name for method in self.methods],
+            "prompts": list(self.prompts),
+            "seeds": list(self.seeds),
+        }.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what} must differ from each other, got {values}")
+        if not all(0 <= seed < REFERENCE_SEED for seed in self.seeds):
+            raise ValueError(f"seeds must be 0..{REFERENCE_SEED - 1}; those above are the references'")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Paths left out: models, weights and CLIP are inputs of the artifact, known by their bytes."""
+        own = {name: value for name, value in super().identity().items() if name != "clip"}
+        shown = [entry.model_dump(mode="json", include={"name", "title", "trigger", "licence"}) for entry in self.models]
+        methods = [method.identity() for method in self.methods]
+        return own | {"models": shown, "methods": methods, "metric_version": METRIC_VERSION}
+
+    def inputs(self) -> dict[str, Input]:
+        """Everything the scores depend on, by its bytes.
+
+        Raises:
+            UserError: a file of a model or a method is not there; the message names which.
+        """
+        found = {"clip": self.clip.as_input()}
+        found |= {f"model.{entry.name}": entry.as_input() for entry in self.models}
+        for method in self.methods:
+            found |= {f"method.{method.name}.{part}": given for part, given in method.inputs().items()}
+        return found
+
+    def samples(self, entry: RegistryEntry, method: BenchmarkMethod) -> Iterator[Sample]:
+        """The samples of one model and method, prompt by prompt."""
+        pairs = ((prompt, seed) for prompt in self.prompts for seed in self.seeds)
+        for index, (prompt, seed) in enumerate(pairs):
+            yield Sample(entry.name, method.name, index, prompt, entry.full_prompt(prompt), seed)
+
+
+@dataclass(frozen=True)
+class BenchmarkProgress:
+    """Said after every sample: `done` of `total`, and why it failed, if it did."""
+
+    done: int
+    total: int
+    sample: Sample
+    reason: str | None
+
+
+def run_benchmark(
+    config: BenchmarkConfig,
+    out: Path,
+    device: str = "auto",
+    on_progress: Callable[[BenchmarkProgress], None] | None = None,
+    sections: Sequence[ReportSection] = (),
+) -> Artifact:
+    """The artifact with `scores.parquet`, `report.html`, `animations/` and `references/`; the summary is in its metrics.
+
+    `sections` are added to the report as they are and are no part of the artifact's identity.
+
+    Raises:
+        UserError: a model or weight file that is not there, or a CLIP model that cannot be loaded.
+        WorkError: every sample failed; the message holds the first reason.
+    """
+    inputs = config.inputs()
+    if done := artifacts.find(out, KIND, config, inputs):
+        return done
+    with artifacts.draft(out, KIND, config, inputs, resumable=True) as draft:
+        encoder = ClipEncoder(config.clip, device)
+        rows = _all_rows(config, draft.folder, encoder, device, on_progress)
+        failed = [row["reason"] for row in rows if row["reason"] is not None]
+        if len(failed) == len(rows):
+            raise WorkError(
+                f"All {len(rows)} samples of the benchmark failed.", f"The first: {failed[0]}", "Run it again when mended."
+            )
+        write_scores(draft.folder / "scores.parquet", rows)
+        shutil.rmtree(draft.folder / ".rows", ignore_errors=True)
+        draft.counts |= {"samples": len(rows), "failed": len(failed), "static": sum(bool(row["static"]) for row in rows)}
+        draft.metrics |= {
+            "metric_version": METRIC_VERSION,
+            "clip": {"name": encoder.name, "sha256": encoder.sha256},
+            "summary": summarise(rows),
+        }
+        record = {
+            "fingerprint": config.fingerprint(),
+            "inputs": {name: vars(given) for name, given in inputs.items()},
+            "metrics": draft.metrics,
+            "versions": artifacts.package_versions(),
+        }
+        write_report(draft.folder, config.model_dump(mode="json"), record, draft.folder / "report.html", sections)
+    return artifacts.load(out, KIND)
+
+
+def _all_rows(
+    config: BenchmarkConfig,
+    folder: Path,
+    encoder: ClipEncoder,
+    device: str,
+    on_progress: Callable[[BenchmarkProgress], None] | None,
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    total = len(config.models) * len(config.methods) * len(config.prompts) * len(config.seeds)
+    with progress(total, "Benchmark", "clip") as bar:
+        for entry in config.models:
+            references = _References(config, entry, folder, encoder, device)
+            for method in config.methods:
+                maker = _Maker(method.models(entry), device)
+                for sample in config.samples(entry, method):
+                    row = saved_row(folder, sample, encoder) or _row(config, folder, sample, maker, references)
+                    save_row(folder, sample, row)
+                    rows.append(row)
+                    bar.update()
+                    if on_progress is not None:
+                        on_progress(BenchmarkProgress(len(rows), total, sample, row["reason"]))
+    return rows
+
+
+def _row(
+    config: BenchmarkConfig, folder: Path, sample: Sample, maker: _Maker, references: _References
+) -> dict[str, Any]:
+    """Makes the animation where it is not there yet, then scores its file; a failure is a row as well."""
+    animation = config.animation.replace(prompt=sample.full_prompt, seed=sample.seed)
+    try:
+        if not has_animation(folder, sample):
+            write_animation(folder, sample, maker.animator.frames(animation), animation)
+        return score_sample(folder, sample, animation.fps, references.encoder, references.of(sample.prompt))
+    except FAILURES as error:
+        reason = str(error) if isinstance(error, AnimateflowError) else f"{type(error).__name__}: {error}"
+        log.warning("%s: %s", sample.stem, reason)
+        return failed_sample(sample, references.encoder, reason)
+
+
+@dataclass
+class _Maker:
+    """Loads its models for the first animation that is missing, once."""
+
+    models: AnimationModels
+    device: str
+
+    _refused: AnimateflowError | None = None
+
+    @cached_property
+    def animator(self) -> Animator:
+        """
+        Raises:
+            AnimateflowError: weights that do not fit each other; found out once, said for every sample.
+        """
+        if self._refused is not None:
+            raise self._refused
+        try:
+            return Animator(self.models, self.device)
+        except AnimateflowError as error:
+            self._refused = error
+            raise
+
+
+@dataclass
+class _References:
+    """What the image model draws by itself for each prompt, as files and as embeddings."""
+
+    config: BenchmarkConfig
+    entry: RegistryEntry
+    folder: Path
+    encoder: ClipEncoder
+    device: str
+    _known: dict[str, Float] = field(default_factory=dict)
+
+    def of(self, prompt: str) -> Float:
+        """(K, D) embeddings of the prompt's references, drawn where they are not there yet."""
+        if prompt not in self._known:
+            place = self.folder / "references" / self.entry.name / f"{self.config.prompts.index(prompt):04d}"
+            if not place.is_dir():
+                wanted = self.config.animation.replace(prompt=self.entry.full_prompt(prompt), seed=REFERENCE_SEED)
+                save_references(place, self._maker.animator.images(wanted, self.config.references))
+            self._known[prompt] = self.encoder.images(load_references(place))
+        return self._known[prompt]
+
+    @cached_property
+    def _maker(self) -> _Maker:
+        return _Maker(AnimationModels(base=self.entry.base), self.device)

@@ -1,0 +1,30 @@
+"""Videos → latents, as a Prefect flow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from flows.parameters import Overrides, RecipeName, Root, Source, Videos, explained, work_of
+from flows.reporting import carry_out, show
+from infra.artifacts import Artifact
+
+Shots = Annotated[bool, Field(description="Build the cache of the recipe's shot type, for a MotionLoRA.")]
+
+
+@flow(name="build-latent-cache")
+@explained
+def build_latent_cache(
+    recipe: RecipeName = "pocket",
+    overrides: Overrides = (),
+    root: Root = None,
+    source: Source = None,
+    videos: Videos = None,
+    shots: Shots = False,
+) -> Artifact:
+    """Checks, decodes and encodes videos into a latent cache. Only clips that are missing are encoded."""
+    work = work_of(recipe, overrides, root)
+    build = work.shot_cache if shots else work.latent_cache
+    return show(carry_out("videos to latents", lambda: build(source, videos), retries=2))

@@ -1,0 +1,1 @@
+"""The command line, a file a subject. A module here imports nothing heavy until a command runs."""

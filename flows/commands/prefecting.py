@@ -1,0 +1,75 @@
+"""`animateflow up` and `animateflow run`: the flows on a Prefect server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.commands.options import SetOption
+
+FLOWS = (
+    "build-latent-cache",
+    "train-domain-adapter",
+    "train-motion-module",
+    "train-motion-lora",
+    "animate",
+    "benchmark",
+    "pipeline",
+)
+DEFAULT_RECIPE = "pocket"
+
+
+def up(
+    port: Annotated[int | None, typer.Option(help="Port of the server; 4200 or a free one by default.")] = None,
+) -> None:
+    """Starts a Prefect server, deploys every flow and starts a worker, on this machine; Ctrl-C stops it all.
+
+    State lies under `.animateflow/` in the project; the server listens on 127.0.0.1 only.
+    """
+    import signal
+    import sys
+
+    from flows.up import prefect_on_this_machine
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)  # a shell's background job ignores it otherwise
+    try:
+        with prefect_on_this_machine(port) as running:
+            typer.echo(f"Prefect runs at {running.url}\n")
+            typer.echo("In another terminal:")
+            typer.echo("  animateflow run train-motion-module --watch")
+            typer.echo("  animateflow run pipeline/pocket --set motion_module.train.steps=50")
+            typer.echo(f"  PREFECT_API_URL={running.api} prefect deployment run train-motion-module/pocket --watch\n")
+            typer.echo("Ctrl-C stops server and worker.")
+            sys.stdout.flush()
+            running.wait()
+    except KeyboardInterrupt:
+        typer.echo("Stopped.")
+
+
+def run(
+    flow: Annotated[str, typer.Argument(metavar="FLOW[/RECIPE]", help=f"One of: {', '.join(FLOWS)}.")],
+    overrides: SetOption = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the flow, such as root=runs/mine."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Wait for the end; exit code 1 where the run fails.")] = False,
+) -> None:
+    """Starts a deployed flow on the running server; a bare flow name takes the pocket recipe.
+
+    Example: `animateflow run train-motion-module --set motion_module.train.steps=50 --watch`
+    """
+    from flows.starting import start_run
+
+    name, _, recipe = flow.partition("/")
+    start_run(name, recipe or DEFAULT_RECIPE, overrides or [], parameters or [], watch)
+
+
+def add_to(main: typer.Typer) -> None:
+    main.command()(up)
+    main.command()(run)

@@ -1,0 +1,92 @@
+"""`animateflow train`: the three stages, one command each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.options import BaseOption, CacheOption, OutOption, RecipeOption, SetOption, recipe_with, tell
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The three stages. Stopped by Ctrl-C, the same command goes on from the last checkpoint.",
+)
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        help="The domain adapter that is active and frozen meanwhile; without it the stage trains without one."
+    ),
+]
+
+
+@app.command()
+def domain_adapter(
+    cache: CacheOption,
+    out: OutOption,
+    recipe: RecipeOption = "pocket",
+    base: BaseOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Stage 1: a LoRA on the image layers that takes up the look of the training videos, from single frames.
+
+    Example: `animateflow train domain-adapter --recipe sd15 --cache runs/mine/cache --out runs/mine/adapter`
+    """
+    from flows import steps
+
+    whole = recipe_with(recipe, overrides, base)
+    tell(
+        steps.domain_adapter(whole.domain_adapter, whole.base, cache, out),
+        f"animateflow train motion-module --recipe {recipe} --cache {cache} --domain-adapter {out} --out ...",
+    )
+
+
+@app.command()
+def motion_module(
+    cache: CacheOption,
+    out: OutOption,
+    domain_adapter: Adapter = None,
+    recipe: RecipeOption = "pocket",
+    base: BaseOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Stage 2: the temporal transformer that moves every personalised version of the base model.
+
+    Example: `animateflow train motion-module --recipe sd15 --cache runs/mine/cache --domain-adapter runs/mine/adapter
+    --out runs/mine/motion --set motion_module.train.steps=20000`
+    """
+    from flows import steps
+
+    whole = recipe_with(recipe, overrides, base)
+    tell(
+        steps.motion_module(whole.motion_module, whole.base, cache, domain_adapter, out),
+        f"animateflow animate --recipe {recipe} --motion-module {out} --prompt ... --out ...",
+    )
+
+
+@app.command()
+def motion_lora(
+    cache: CacheOption,
+    out: OutOption,
+    motion_module: Annotated[Path, typer.Option(help="The motion module to adapt.")],
+    domain_adapter: Adapter = None,
+    recipe: RecipeOption = "pocket",
+    base: BaseOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Stage 3: a LoRA on the temporal attention that learns one shot type from a few reference clips.
+
+    The cache is one of that shot type: `animateflow cache build --shots --set shots.shot_type=zoom-in ...`
+    """
+    from flows import steps
+
+    whole = recipe_with(recipe, overrides, base)
+    tell(
+        steps.motion_lora(whole.motion_lora, whole.base, cache, motion_module, domain_adapter, out),
+        f"animateflow animate --motion-module {motion_module} --motion-lora {out}:1.0 --prompt ... --out ...",
+    )
+
+
+def add_to(main: typer.Typer) -> None:
+    main.add_typer(app, name="train")

@@ -1,0 +1,27 @@
+"""The table of contents: video → latents → weights → animation → scores."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.animate import animate
+from flows.benchmark import benchmark
+from flows.build_latent_cache import build_latent_cache
+from flows.parameters import Overrides, RecipeName, Root, explained
+from flows.train_domain_adapter import train_domain_adapter
+from flows.train_motion_lora import train_motion_lora
+from flows.train_motion_module import train_motion_module
+from infra.artifacts import Artifact
+
+
+@flow(name="pipeline")
+@explained
+def pipeline(recipe: RecipeName = "pocket", overrides: Overrides = (), root: Root = None) -> Artifact:
+    """Everything, in order. What is there already is not made again."""
+    build_latent_cache(recipe, overrides, root)
+    build_latent_cache(recipe, overrides, root, shots=True)
+    train_domain_adapter(recipe, overrides, root)
+    train_motion_module(recipe, overrides, root)
+    train_motion_lora(recipe, overrides, root)
+    animate(recipe, overrides, root)
+    return benchmark(recipe, overrides, root)

@@ -1,0 +1,92 @@
+"""One plain function an arrow of the data's way; the command line and the flows call these. Each writes one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.artifacts import Artifact
+
+if TYPE_CHECKING:
+    from components.animator import AnimationConfig, AnimationModels
+    from data_prep.build import CacheConfig
+
+    from components.base_model import BaseModel
+    from components.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
+    from components.train_log import StepReport
+    from evaluation.benchmark import BenchmarkConfig
+
+    OnStep = Callable[[StepReport], None]
+
+
+def latent_cache(config: CacheConfig, source: Path, videos: Path | None, base: BaseModel, out: Path) -> Artifact:
+    """Videos → latents, encoded by the base model's VAE."""
+    from data_prep.build import build_latent_cache
+
+    from components.base_model import resolve
+
+    return build_latent_cache(config, source, videos, resolve(base.path), out)
+
+
+def domain_adapter(
+    config: DomainAdapterTraining, base: BaseModel, cache: Path, out: Path, on_step: OnStep | None = None
+) -> Artifact:
+    """Latents → domain adapter (stage 1)."""
+    from data_prep.cache import LatentCache
+
+    from components.stages import train_domain_adapter
+
+    latents = LatentCache(cache)
+    return train_domain_adapter(config, base, latents, latents.artifact.as_input(), out, on_step)
+
+
+def motion_module(
+    config: MotionModuleTraining,
+    base: BaseModel,
+    cache: Path,
+    domain_adapter: Path | None,
+    out: Path,
+    on_step: OnStep | None = None,
+) -> Artifact:
+    """Latents → motion module (stage 2), with the domain adapter active and frozen."""
+    from data_prep.cache import LatentCache
+
+    from components.stages import train_motion_module
+
+    latents = LatentCache(cache)
+    return train_motion_module(config, base, latents, latents.artifact.as_input(), out, domain_adapter, on_step)
+
+
+def motion_lora(
+    config: MotionLoraTraining,
+    base: BaseModel,
+    cache: Path,
+    motion_module: Path,
+    domain_adapter: Path | None,
+    out: Path,
+    on_step: OnStep | None = None,
+) -> Artifact:
+    """Latents of one shot type → MotionLoRA (stage 3)."""
+    from data_prep.cache import LatentCache
+
+    from components.stages import train_motion_lora
+
+    latents = LatentCache(cache)
+    return train_motion_lora(
+        config, base, latents, latents.artifact.as_input(), out, motion_module, domain_adapter, on_step
+    )
+
+
+def animation(config: AnimationConfig, models: AnimationModels, out: Path, device: str = "auto") -> Artifact:
+    """Weights → animation."""
+    from components.animator import animate
+
+    return animate(config, models, out, device)
+
+
+def benchmark(config: BenchmarkConfig, out: Path, device: str = "auto") -> Artifact:
+    """Weights → animations → scores."""
+    from evaluation.benchmark import run_benchmark
+
+    return run_benchmark(config, out, device)

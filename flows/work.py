@@ -1,0 +1,108 @@
+"""A recipe under a root folder: every artifact's place, and whatever is missing upstream gets made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows import steps
+from flows.footage import Footage
+from infra.artifacts import Artifact
+
+if TYPE_CHECKING:
+    from flows.recipes import Recipe
+    from flows.steps import OnStep
+
+
+@dataclass(frozen=True)
+class Work:
+    """Each method returns the finished artifact `<root>/<kind>/<name>/`, at once where it is there already.
+
+    A path that is not given means the recipe's own artifact under the same root, made first where it is missing.
+    """
+
+    recipe: Recipe
+    root: Path
+
+    def latent_cache(self, source: Path | None = None, videos: Path | None = None) -> Artifact:
+        """Videos → latents."""
+        given = Footage(source, videos) if source else self.recipe.footage.provide(self.root / "pocket-clips/footage")
+        return steps.latent_cache(
+            self.recipe.cache, given.source, given.videos, self.recipe.base, self.root / "latent-cache/footage"
+        )
+
+    def shot_cache(self, source: Path | None = None, videos: Path | None = None) -> Artifact:
+        """Reference clips → latents of one shot type."""
+        shot = self.recipe.shots.shot_type
+        given = (
+            Footage(source, videos) if source else self.recipe.shot_footage.provide(self.root / "pocket-clips/shots")
+        )
+        return steps.latent_cache(
+            self.recipe.shots, given.source, given.videos, self.recipe.base, self.root / f"latent-cache/{shot}"
+        )
+
+    def domain_adapter(self, cache: Path | None = None, on_step: OnStep | None = None) -> Artifact:
+        """Latents → domain adapter."""
+        cache = cache or self.latent_cache().folder
+        return steps.domain_adapter(
+            self.recipe.domain_adapter, self.recipe.base, cache, self.root / "domain-adapter/adapter", on_step
+        )
+
+    def motion_module(
+        self, cache: Path | None = None, domain_adapter: Path | None = None, on_step: OnStep | None = None
+    ) -> Artifact:
+        """Latents → motion module."""
+        cache = cache or self.latent_cache().folder
+        adapter = domain_adapter or self.domain_adapter(cache).folder
+        return steps.motion_module(
+            self.recipe.motion_module, self.recipe.base, cache, adapter, self.root / "motion-module/motion", on_step
+        )
+
+    def motion_lora(
+        self,
+        cache: Path | None = None,
+        motion_module: Path | None = None,
+        domain_adapter: Path | None = None,
+        on_step: OnStep | None = None,
+    ) -> Artifact:
+        """Latents of one shot type → MotionLoRA. `cache` is the reference clips' cache."""
+        cache = cache or self.shot_cache().folder
+        adapter = domain_adapter or self.domain_adapter().folder
+        motion = motion_module or self.motion_module(domain_adapter=adapter).folder
+        out = self.root / f"motion-lora/{self.recipe.shots.shot_type}"
+        return steps.motion_lora(self.recipe.motion_lora, self.recipe.base, cache, motion, adapter, out, on_step)
+
+    def animation(self, prompt: str | None = None, seed: int | None = None) -> Artifact:
+        """Weights → animation, with the personalised model of the recipe."""
+        changes = {name: value for name, value in (("prompt", prompt), ("seed", seed)) if value is not None}
+        config = self.recipe.animation.replace(**changes)
+        models = self.recipe.animation_models(
+            self.motion_module().folder, self.motion_lora().folder, self.domain_adapter().folder
+        )
+        return steps.animation(config, models, self.root / f"animation/{slug(config.prompt)}-{config.seed}")
+
+    def benchmark(self, name: str = "scores") -> Artifact:
+        """Weights → animations → scores."""
+        config = self.recipe.benchmark.with_weights(
+            self.motion_module().folder, self.motion_lora().folder, self.domain_adapter().folder
+        )
+        return steps.benchmark(config, self.root / "benchmark" / name)
+
+
+def slug(text: str) -> str:
+    """`A red square, moving left` to `a-red-square-moving-left`, at most 60 characters: a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-") or "animation"
+
+
+STAGES: tuple[tuple[str, Callable[[Work], Artifact]], ...] = (
+    ("Videos → latents", Work.latent_cache),
+    ("Reference clips → latents of one shot type", Work.shot_cache),
+    ("Latents → domain adapter", Work.domain_adapter),
+    ("Latents → motion module", Work.motion_module),
+    ("Latents → MotionLoRA", Work.motion_lora),
+    ("Weights → animation", Work.animation),
+    ("Weights → animations → scores", Work.benchmark),
+)

@@ -1,0 +1,114 @@
+"""A random model of the pocket's shape, written as a diffusers folder, and clips drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.base_model import BaseModel, load_base, vae_sha256
+from components.batch import ClipBatch
+from infra.artifacts import Input
+
+CAPTIONS = ["a red circle moving left", "a blue square", "a green triangle moving up", "a camera pans over a field"]
+CACHE_INPUT = Input("latent-cache", "drawn", "0" * 64)
+
+
+@dataclass
+class DrawnClips:
+    """A `BatchSource` whose n-th batch is a function of (seed, n)."""
+
+    vae_sha256: str
+
+    def batches(self, batch_size: int, frames: int, seed: int, start_step: int = 0) -> Iterator[ClipBatch]:
+        step = start_step
+        while True:
+            yield self._batch(batch_size, frames, 1000 * seed + step)
+            step += 1
+
+    def held_out(self, count: int, frames: int) -> ClipBatch:
+        return self._batch(count, frames, 10**9)
+
+    def _batch(self, count: int, frames: int, seed: int) -> ClipBatch:
+        latents = torch.randn(count, 4, frames, 16, 16, generator=torch.Generator().manual_seed(seed))
+        captions = [CAPTIONS[(seed + i) % len(CAPTIONS)] for i in range(count)]
+        return ClipBatch(latents, captions, [str(i) for i in range(count)])
+
+
+def pocket_unet_config() -> dict[str, Any]:
+    return {
+        "sample_size": 16,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": (32, 64, 96),
+        "layers_per_block": 1,
+        "cross_attention_dim": 128,
+        "attention_head_dim": 4,
+        "norm_num_groups": 16,
+    }
+
+
+def random_pipeline() -> Any:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from infra.pocket.image_model import TEXT_LENGTH, TEXT_WIDTH, build_tokenizer, scheduler
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        sample_size=64,
+        scaling_factor=0.5,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**pocket_unet_config()),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    random_pipeline().save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(base_folder: Path) -> BaseModel:
+    return BaseModel(path=base_folder)
+
+
+@pytest.fixture
+def pipeline(base: BaseModel) -> Any:
+    return load_base(base)
+
+
+@pytest.fixture(scope="session")
+def clips(base: BaseModel) -> DrawnClips:
+    return DrawnClips(vae_sha256(load_base(base).vae))
