@@ -1,17 +1,12 @@
 """The base model: a Stable Diffusion 1.x text-to-image model, plain or personalised, from a folder or a single file.
 
-Everything is resolved to files on this machine first; the network is asked only for a hub id that is not in the cache,
-and only after a short probe, so that a machine without network answers in seconds.
+Weights are safetensors only: pickles are never opened.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +14,20 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from components.hub import WHAT_IS_A_BASE, first_line, from_hub
+from components.hub import resolve as resolve
 from components.quiet import quiet
 from components.weight_files import KINDS, Header, read_header, read_weights
 from infra import artifacts
 from infra.config import Config
 from infra.errors import UserError
 from infra.hashing import sha256_json, sha256_path
-from infra.logs import get_logger
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-HUB_REFERENCE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-PROBE_SECONDS = 3.0
-WHAT_IS_A_BASE = (
-    "A base model is a Stable Diffusion 1.x model: a diffusers folder (with model_index.json, unet/, vae/, "
-    "text_encoder/, tokenizer/, scheduler/) or one .safetensors file."
-)
 
-log = get_logger("components")
+HUB_REFERENCE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 class LoraFile(Config):
@@ -105,75 +95,14 @@ def vae_sha256(vae: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def resolve(path: Path) -> Path:
-    """The local file or folder that a path or a hub id stands for.
-
-    Raises:
-        UserError: there is nothing there, or it is a hub id and the hub cannot be reached.
-    """
-    if path.exists():
-        return path
-    name = path.as_posix()
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not path.parent.exists() and not path.suffix:
-        return _from_hub(name, configs_only=False)
-    raise UserError(f"{path} does not exist.", WHAT_IS_A_BASE, "Check the path given as base model.")
-
-
-def _from_hub(name: str, configs_only: bool) -> Path:
-    """The snapshot folder of a hub model: from the cache, else downloaded (safetensors and configs only)."""
-    from diffusers import StableDiffusionPipeline
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    def get(local: bool) -> Path:
-        if configs_only:
-            patterns = ["model_index.json", "*/*.json", "*/*.txt"]
-            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local))
-        return Path(StableDiffusionPipeline.download(name, local_files_only=local, use_safetensors=True))
-
-    with quiet():
-        try:
-            folder = get(local=True)
-            if (folder / "model_index.json").is_file():
-                return folder
-        except (OSError, ValueError, LocalEntryNotFoundError):
-            pass  # not in the cache
-    if not _hub_answers():
-        what = f"The configs of {name}" if configs_only else f"{name}"
-        raise UserError(
-            f"{what} cannot be loaded: it is not on this machine, and there is no network for a hub model.",
-            "A name like `org/name` stands for a model on huggingface.co.",
-            f"Where there is network, run `hf download {name} --local-dir FOLDER`, and pass FOLDER"
-            + (" as the base model's reference." if configs_only else "."),
-        )
-    try:
-        log.info("Downloading %s from the hub.", name)
-        return get(local=False)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{name} could not be downloaded: {_first_line(error)}.", WHAT_IS_A_BASE, "Check the name and your access."
-        ) from None
-
-
-def _hub_answers() -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
-        return False
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        with urllib.request.urlopen(endpoint, timeout=PROBE_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except (OSError, ValueError):
-        return False
-
-
 def _from_folder(folder: Path) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
     index = folder / "model_index.json"
     if not index.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no model_index.json.", WHAT_IS_A_BASE, _what_else(folder))
+        raise UserError(
+            f"{folder} is not a model folder: it has no model_index.json.", WHAT_IS_A_BASE, _what_else(folder)
+        )
     try:
         described = json.loads(index.read_text(encoding="utf-8"))
     except ValueError:
@@ -191,7 +120,7 @@ def _from_folder(folder: Path) -> StableDiffusionPipeline:
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{folder} could not be loaded as a base model: {_first_line(error)}",
+            f"{folder} could not be loaded as a base model: {first_line(error)}",
             "A part is missing or damaged, or its weights are pickles (.bin), which are never opened.",
             "Download it again, in safetensors.",
         ) from None
@@ -225,7 +154,7 @@ def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{path} could not be loaded with the configs of {folder}: {_first_line(error)}",
+            f"{path} could not be loaded with the configs of {folder}: {first_line(error)}",
             "Its sizes or names differ from the reference model's, or a part (VAE, text encoder) is not in the file.",
             "Pass the diffusers folder of the model that it was fine-tuned from as its reference.",
         ) from None
@@ -246,7 +175,7 @@ def _not_a_checkpoint(header: Header) -> UserError:
 def _reference_folder(reference: Path | None) -> Path:
     """The folder of configs and tokenizer for a single file: the given one, or SD 1.5's from the hub."""
     if reference is None:
-        return _from_hub(HUB_REFERENCE, configs_only=True)
+        return from_hub(HUB_REFERENCE, configs_only=True)
     if not (reference / "model_index.json").is_file():
         raise UserError(
             f"The reference {reference} is not a diffusers folder.",
@@ -277,7 +206,8 @@ def _fold_lora(pipeline: StableDiffusionPipeline, lora: LoraFile) -> None:
         hints = {"lycoris": "LoHa and LoKr are not supported", "checkpoint": "it is a base model of its own"}
         raise UserError(
             f"{lora.path} is {KINDS[header.kind]}, not a LoRA in kohya format.",
-            hints.get(header.kind, "Only LoRAs of Stable Diffusion 1.x image models can be added to a base model") + ".",
+            hints.get(header.kind, "Only LoRAs of Stable Diffusion 1.x image models can be added to a base model")
+            + ".",
             "Pass a file whose tensors are named lora_unet_… and lora_te_….",
         )
     known = (".lora_down.weight", ".lora_up.weight", ".alpha")
@@ -298,7 +228,7 @@ def _fold_lora(pipeline: StableDiffusionPipeline, lora: LoraFile) -> None:
             pipeline.unload_lora_weights()
     except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
         raise UserError(
-            f"{lora.path} does not fit the base model: {_first_line(error)}",
+            f"{lora.path} does not fit the base model: {first_line(error)}",
             "It was trained on a model of other sizes (SDXL, SD 2) or other layer names.",
             "Pass a LoRA made for this base model.",
         ) from None
@@ -314,9 +244,3 @@ def _count_layers(module: nn.Module) -> int:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return sum(isinstance(part, BaseTunerLayer) for part in module.modules())
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

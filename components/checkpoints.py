@@ -32,7 +32,9 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep: int) -> None:
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep: int
+) -> None:
     """Writes `folder/step-<step>`, reads it back against its manifest, then removes all but the newest `keep`."""
     target = folder / f"step-{step:08d}"
     shutil.rmtree(target, ignore_errors=True)  # an unsealed one of a run that died while writing

@@ -2,11 +2,12 @@
 
 | | original | diffusers |
 |---|---|---|
-| motion module | `….motion_modules.j.temporal_transformer.transformer_blocks.0.attention_blocks.0.to_q` | `….motion_modules.j.transformer_blocks.0.attn1.to_q` |
+| motion module | `motion_modules.j.temporal_transformer.` | `motion_modules.j.` |
+| | `attention_blocks.{0,1}.to_q` | `attn{1,2}.to_q` |
 | | `norms.{0,1}`, `ff_norm` | `norm1`, `norm2`, `norm3` |
 | | `attention_blocks.{0,1}.pos_encoder.pe` | one `pos_embed.pe` a block |
-| MotionLoRA | `….attention_blocks.0.processor.to_out_lora.down.weight` | `unet.….attn1.to_out.0.lora_A.weight` |
-| domain adapter | `….attn1.processor.to_out_lora.up.weight` | `unet.….attn1.to_out.0.lora_B.weight` |
+| MotionLoRA | `attention_blocks.0.processor.to_out_lora.down.weight` | `unet.….attn1.to_out.0.lora_A.weight` |
+| domain adapter | `attn1.processor.to_out_lora.up.weight` | `unet.….attn1.to_out.0.lora_B.weight` |
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def motion_name_from_original(name: str) -> str:
 
 
 def motion_to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A motion module in the original format, with the positions of both attention blocks: readers tell versions by them."""
+    """A motion module in the original format; both attention blocks carry positions, by which readers tell versions."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(DIFFUSERS_PE):
@@ -217,7 +218,8 @@ def _is_original(state: Mapping[str, object]) -> bool:
 def describe(path: Path) -> dict[str, Any]:
     """What a weight file is, from its header alone: for `animateflow weights info`.
 
-    Keys: path, kind, title, format (original|diffusers|other), preset, rank, tensors, parameters, dtypes, metadata, sha256.
+    Keys: path, kind, title, format (original, diffusers or other), preset, rank, tensors, parameters, dtypes,
+    metadata, sha256.
 
     Raises:
         UserError: no readable weight file there.

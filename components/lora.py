@@ -56,7 +56,8 @@ def add_trainable(unet: nn.Module, kind: str, rank: int, seed: int) -> dict[str,
     found: dict[str, nn.Parameter] = {}
     for name, parameter in unet.named_parameters():
         if f".{kind}.weight" in name:
-            found[PREFIX + name.replace(f".{kind}.weight", ".weight")] = parameter.requires_grad_(True)
+            parameter.requires_grad_(True)
+            found[PREFIX + name.replace(f".{kind}.weight", ".weight")] = parameter
     assert found, f"no layer matches {LAYERS[kind]}"
     return found
 
@@ -121,7 +122,7 @@ def load(path: Path, kind: str) -> LoraWeights:
             option = "--motion-module"
         raise UserError(
             f"{path} is {KINDS[header.kind]}, not {KINDS[kind]}.",
-            "A domain adapter changes the image layers and a MotionLoRA the temporal layers; neither does the other's work."
+            "A domain adapter changes the image layers, a MotionLoRA the temporal ones; neither does the other's work."
             if header.kind in LAYERS
             else "",
             f"Pass it as {option}." if option else f"Pass {KINDS[kind]}.",

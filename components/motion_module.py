@@ -64,7 +64,7 @@ class PerFrameGroupNorm(nn.GroupNorm):
         frames_first = input.transpose(1, 2)  # the caller permuted (B·F, C, h, w), so this is contiguous again
         batch, frames = frames_first.shape[:2]
         normed = super().forward(frames_first.flatten(0, 1))
-        return normed.unflatten(0, (batch, frames)).transpose(1, 2)
+        return normed.view(batch, frames, *normed.shape[1:]).transpose(1, 2)
 
 
 def fresh_motion_adapter(config: MotionModuleConfig, unet: UNet2DConditionModel, seed: int = 0) -> MotionAdapter:
@@ -136,7 +136,8 @@ def insert(
             "It was made for another family of base models.",
             "Use a motion module and a base model of the same family.",
         )
-    unet = UNetMotionModel.from_unet2d(unet2d, adapter)
+    with quiet():
+        unet = UNetMotionModel.from_unet2d(unet2d, adapter)
     if group_norm == "per_frame":
         for module in temporal_transformers(unet).values():
             norm = PerFrameGroupNorm(module.norm.num_groups, module.norm.num_channels, module.norm.eps, device="meta")

@@ -51,7 +51,7 @@ def image_predictor(unet: nn.Module) -> Predict:
         z_t = z_t_BCFhw.transpose(1, 2).flatten(0, 1)
         t, text = t_B.repeat_interleave(frames), text_BLD.repeat_interleave(frames, dim=0)
         eps = torch.as_tensor(unet(z_t, t, text, return_dict=False)[0])
-        return eps.unflatten(0, (batch, frames)).transpose(1, 2)
+        return eps.view(batch, frames, *eps.shape[1:]).transpose(1, 2)
 
     return predict
 

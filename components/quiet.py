@@ -1,4 +1,4 @@
-"""Silence for third-party loaders: their bars and warnings describe their inside, our errors describe the user's file."""
+"""Silence for third-party loaders: their bars and warnings speak of their inside, our errors of the user's file."""
 
 from __future__ import annotations
 

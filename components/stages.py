@@ -19,7 +19,7 @@ from components import domain_adapter as adapters
 from components import lora, motion_lora
 from components.base_model import BaseModel, fingerprint_of, load_base, vae_sha256
 from components.batch import BatchSource
-from components.formats import export_original, shape_notes, weight_file
+from components.formats import shape_notes, weight_file
 from components.motion_module import (
     MotionModuleConfig,
     checkpoint_activations,
@@ -27,12 +27,13 @@ from components.motion_module import (
     insert,
     load_motion_module,
     motion_state,
-    save_motion_module,
 )
 from components.objective import Predict, image_predictor, video_predictor
+from components.stage_outputs import save_lora, save_motion
 from components.text_states import TextStates
+from components.train_config import TrainConfig
 from components.train_log import StepReport
-from components.trainer import Task, TrainConfig, train
+from components.trainer import Task, train
 from infra import artifacts
 from infra.artifacts import Artifact, Draft, Input
 from infra.config import Config, execution
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
 
 OnStep = Callable[[StepReport], None] | None
-ORIGINAL = Path("original")
 
 
 class DomainAdapterTraining(Config):
@@ -86,7 +86,7 @@ def train_domain_adapter(
 
     Raises:
         UserError: the cache was encoded by another VAE, or `init_from` does not fit.
-        TrainingStopped: Ctrl-C or SIGTERM; the same call goes on from there.
+        TrainingStoppedError: Ctrl-C or SIGTERM; the same call goes on from there.
     """
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, adapters.KIND)}
     if done := artifacts.find(out, adapters.KIND, config, inputs):
@@ -98,10 +98,12 @@ def train_domain_adapter(
             _start_lora(trainable, adapters.load_domain_adapter(config.init_from), config.init_from)
         if config.train.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
-        task = _task("domain adapter", pipeline, pipeline.unet, image_predictor(pipeline.unet), trainable, 1, config.train.device)
+        task = _task(
+            "domain adapter", pipeline, pipeline.unet, image_predictor(pipeline.unet), trainable, 1, config.train.device
+        )
         notes = _notes(config, base, inputs, config.train)
         weights = _train(config.train, task, cache, draft, on_step)
-        _save_lora(draft, adapters.KIND, adapters.WEIGHTS, weights, notes)
+        save_lora(draft, adapters.KIND, adapters.WEIGHTS, weights, notes)
     return artifacts.load(out, adapters.KIND)
 
 
@@ -118,7 +120,7 @@ def train_motion_module(
 
     Raises:
         UserError: another VAE's cache, a preset for another base model, or a window longer than the module's.
-        TrainingStopped: Ctrl-C or SIGTERM; the same call goes on from there.
+        TrainingStoppedError: Ctrl-C or SIGTERM; the same call goes on from there.
     """
     kind = "motion-module"
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, kind)}
@@ -137,10 +139,10 @@ def train_motion_module(
         trainable = _motion_parameters(unet)
         frames, device = config.train.frames, config.train.device
         task = _task("motion module", pipeline, unet, video_predictor(unet), trainable, frames, device)
-        notes = {"preset": config.preset, "group_norm": config.group_norm, **shape_notes(adapter)}
-        notes |= _notes(config, base, inputs, config.train)
+        of_module = {"preset": config.preset, "group_norm": config.group_norm, **shape_notes(adapter)}
+        notes = {**of_module, **_notes(config, base, inputs, config.train)}
         weights = _train(config.train, task, cache, draft, on_step)
-        _save_motion(draft, adapter, {**motion_state(unet), **weights}, notes)
+        save_motion(draft, adapter, {**motion_state(unet), **weights}, notes)
     return artifacts.load(out, kind)
 
 
@@ -158,7 +160,7 @@ def train_motion_lora(
 
     Raises:
         UserError: another VAE's cache, a motion module of another base, or a window longer than the module's.
-        TrainingStopped: Ctrl-C or SIGTERM; the same call goes on from there.
+        TrainingStoppedError: Ctrl-C or SIGTERM; the same call goes on from there.
     """
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, motion_lora.KIND)}
     inputs |= _given("motion_module", motion_module, "motion-module")
@@ -176,10 +178,10 @@ def train_motion_lora(
             _start_lora(trainable, motion_lora.load_motion_lora(config.init_from), config.init_from)
         frames, device = config.train.frames, config.train.device
         task = _task("MotionLoRA", pipeline, unet, video_predictor(unet), trainable, frames, device)
-        notes = {name: of_module.get(name) for name in ("preset", "group_norm", "max_frames")}
-        notes |= _notes(config, base, inputs, config.train)
+        of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "max_frames")}
+        notes = {**of_lora, **_notes(config, base, inputs, config.train)}
         weights = _train(config.train, task, cache, draft, on_step)
-        _save_lora(draft, motion_lora.KIND, motion_lora.WEIGHTS, weights, notes)
+        save_lora(draft, motion_lora.KIND, motion_lora.WEIGHTS, weights, notes)
     return artifacts.load(out, motion_lora.KIND)
 
 
@@ -215,7 +217,10 @@ def _video_unet(
 def _motion_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
     """Freezes all but the motion module; returns its parameters by name."""
     unet.requires_grad_(False)
-    return {name: p.requires_grad_(True) for name, p in unet.named_parameters() if ".motion_modules." in name}
+    found = {name: parameter for name, parameter in unet.named_parameters() if ".motion_modules." in name}
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return found
 
 
 def _task(
@@ -277,7 +282,9 @@ def _given(name: str, path: Path | None, kind: str) -> dict[str, Input]:
     return {name: artifacts.outside(path if path.is_file() else weight_file(path), kind)}
 
 
-def _notes(config: Config, base: BaseModel, inputs: Mapping[str, Input], train_config: TrainConfig) -> dict[str, object]:
+def _notes(
+    config: Config, base: BaseModel, inputs: Mapping[str, Input], train_config: TrainConfig
+) -> dict[str, object]:
     return {
         "base_model": inputs["base"].name,
         "base_model_fingerprint": inputs["base"].fingerprint,
@@ -285,32 +292,3 @@ def _notes(config: Config, base: BaseModel, inputs: Mapping[str, Input], train_c
         "recipe_fingerprint": config.fingerprint(),
         "frames": train_config.frames,
     }
-
-
-def _save_lora(
-    draft: Draft, kind: str, name: str, weights: Mapping[str, Tensor], notes: Mapping[str, object]
-) -> None:
-    """Both formats, each read back and compared."""
-    lora.save(draft.folder / name, kind, weights, notes)
-    original = export_original(draft.folder / name, draft.folder / ORIGINAL / name)
-    expected = lora.pairs_of(weights)
-    for path in (draft.folder / name, original):
-        found = lora.load(path, kind).pairs
-        same = found.keys() == expected.keys() and all(
-            torch.equal(a, b) for key in expected for a, b in zip(found[key], expected[key], strict=True)
-        )
-        assert same, f"{path} does not read back as it was written"
-
-
-def _save_motion(
-    draft: Draft, adapter: MotionAdapter, state: Mapping[str, Tensor], notes: Mapping[str, object]
-) -> None:
-    """Both formats, each read back and compared."""
-    adapter.load_state_dict({name: tensor.cpu() for name, tensor in state.items()})
-    save_motion_module(draft.folder, adapter, notes)
-    original = export_original(draft.folder, draft.folder / ORIGINAL / "motion_module.safetensors")
-    expected = adapter.state_dict()
-    for path in (draft.folder, original):
-        found = load_motion_module(path)[0].state_dict()
-        same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-        assert same, f"{path} does not read back as it was written"

@@ -13,75 +13,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from components import checkpoints
 from components.batch import BatchSource, ClipBatch
-from components.noise import TIMESTEPS, BetaSchedule, alpha_bars
+from components.noise import TIMESTEPS, alpha_bars
 from components.objective import Predict, draw, noise_errors, weighted_mean
+from components.train_config import TrainConfig as TrainConfig
+from components.train_config import learning_rate_at
 from components.train_log import Scalars, StepReport, StopRequest, plot_loss, stop_signals
-from infra.config import Config, execution
 from infra.errors import WorkError
 from infra.logs import get_logger, progress
 from infra.runtime import pick_device
 
 BANDS = 4
 log = get_logger("components")
-
-
-class TrainConfig(Config):
-    """How a stage is trained."""
-
-    steps: int = Field(10_000, ge=1)
-    """Optimizer steps."""
-    batch_size: int = Field(4, ge=1)
-    """Clips a step (stills, in the domain adapter's stage)."""
-    gradient_accumulation: int = Field(1, ge=1)
-    """Batches summed up in one optimizer step."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """AdamW's learning rate after warm-up."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps of linear warm-up from zero."""
-    learning_rate_decay: Literal["constant", "cosine"] = "constant"
-    """After warm-up: constant as the official code, or a half cosine to zero at the last step."""
-    weight_decay: float = 1e-2
-    """AdamW's decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's momentum factors."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    frames: int = Field(16, ge=1)
-    """Frames of a training window; the domain adapter's stage draws single frames whatever stands here."""
-    seed: int = 0
-    """Seed of batches, noise, timesteps, dropped captions and fresh weights."""
-    caption_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of captions replaced by the empty one, for classifier-free guidance."""
-    ema_decay: float | None = None
-    """Decay of an exponential moving average of the weights, which is then what is saved; none is off."""
-    beta_schedule: BetaSchedule = "linear"
-    """Noise schedule; `linear` as the official video stages."""
-    min_snr_gamma: float | None = None
-    """Weights the loss by min(SNR, gamma)/SNR; none is the paper's plain mean."""
-    held_out_clips: int = Field(16, ge=0)
-    """Clips kept out of training to measure the loss by timestep band; 0 is off."""
-    held_out_every_steps: int = execution(500, ge=1)
-    """Steps between two such measurements."""
-    checkpoint_every_steps: int = execution(500, ge=1)
-    """Steps between two checkpoints."""
-    keep_checkpoints: int = execution(2, ge=1)
-    """Checkpoints kept on disk while the run lasts."""
-    log_every_steps: int = execution(10, ge=1)
-    """Steps averaged in one point of the loss curve."""
-    skipped_steps_max: int = execution(50, ge=0)
-    """Steps with a non-finite loss or gradient that are skipped before the run is given up."""
-    gradient_checkpointing: bool = execution(False)
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    device: str = execution("auto")
-    """`auto`, `cpu` or `cuda`."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +68,8 @@ class TrainResult:
     metrics: dict[str, Any]
 
 
-class TrainingStopped(WorkError):
+class TrainingStoppedError(WorkError):
     """The run was asked to stop, has saved, and goes on when started again."""
-
-
-def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """The learning rate of step 0, 1, …"""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.learning_rate_decay == "constant":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def generator_of(seed: int, *place: int | str) -> torch.Generator:
@@ -149,7 +88,7 @@ def train(
     """Trains to the last step, from the newest checkpoint in `folder` where there is one.
 
     Raises:
-        TrainingStopped: Ctrl-C or SIGTERM; the state is saved.
+        TrainingStoppedError: Ctrl-C or SIGTERM; the state is saved.
         WorkError: too many steps with a non-finite loss.
     """
     return _Run(config, task, source, folder, on_step or (lambda report: None)).run()
@@ -193,7 +132,11 @@ class _Run:
                 rate = (self.progress.step - first) * per_step / elapsed
                 report = self._report(loss, rate, waited / elapsed, scalars)
                 bar.set_postfix(
-                    {"loss": f"{self._smooth():.4f}", "samples/s": f"{rate:.1f}", "data wait": f"{waited / elapsed:.0%}"},
+                    {
+                        "loss": f"{self._smooth():.4f}",
+                        "samples/s": f"{rate:.1f}",
+                        "data wait": f"{waited / elapsed:.0%}",
+                    },
                     refresh=False,
                 )
                 bar.update()
@@ -315,7 +258,7 @@ class _Run:
         if (due or stop.name) and step < self.config.steps:
             self._save()
         if stop.name and step < self.config.steps:
-            raise TrainingStopped(
+            raise TrainingStoppedError(
                 f"{self.task.title} stopped at step {step} of {self.config.steps} ({stop.name}).",
                 "Its state is saved.",
                 "Run the same command again to go on from there.",
@@ -338,11 +281,9 @@ class _Run:
             return
         names = list(self.task.trainable)
         self._put([found.tensors["weights"][name] for name in names])
-        for name, parameter in self.task.trainable.items():
-            own = {key: value for key, value in found.tensors["optimizer"].items() if key.split(":", 1)[1] == name}
-            self.optimizer.state[parameter] = {
-                key.split(":", 1)[0]: value.to(self.device) for key, value in own.items()
-            }
+        for key, value in found.tensors["optimizer"].items():
+            kind, name = key.split(":", 1)
+            self.optimizer.state[self.task.trainable[name]][kind] = value.to(self.device)
         if self.ema is not None:
             self.ema = [found.tensors["ema"][name].to(self.device) for name in names]
         state = found.state

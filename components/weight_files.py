@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,9 +19,11 @@ from infra.errors import UserError
 
 METADATA_PREFIX = "animateflow."
 MAX_HEADER_BYTES = 100_000_000
-BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 OTHER_FILES = {
-    b"PK\x03\x04": ("a zip archive (a PyTorch .ckpt or .pt)", "Convert it to safetensors, or download the safetensors."),
+    b"PK\x03\x04": (
+        "a zip archive (a PyTorch .ckpt or .pt)",
+        "Convert it to safetensors, or download the safetensors.",
+    ),
     b"\x80": ("a Python pickle", "Pickles can run code when they are opened. Download the safetensors version."),
     b"version https://git-lfs": ("a git-lfs pointer, not the weights", "Run `git lfs pull` where it came from."),
     b"<": ("a web page, not weights", "The download needed a login or has moved: download it again in a browser."),
@@ -56,7 +57,8 @@ class Header:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes.values())
+        """Numbers that are learnt; positional encodings are not."""
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if not name.endswith(".pe"))
 
     def note(self, name: str) -> str | None:
         """What the file says about itself under `animateflow.<name>`; None when another tool wrote it."""
@@ -154,7 +156,3 @@ def notes_of(header: Header) -> dict[str, str]:
         for name, value in header.metadata.items()
         if name.startswith(METADATA_PREFIX)
     }
-
-
-def in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from components.animator import AnimationConfig, AnimationModels, Animator, WeightedFile
+from components.formats import weight_file
 from evaluation.clip_scores import ClipEncoder, ClipModel, Float
 from evaluation.registry import NAME, RegistryEntry
 from evaluation.report import ReportSection, write_report
@@ -41,7 +42,7 @@ from infra.logs import get_logger, progress
 
 KIND = "benchmark"
 REFERENCE_SEED = 1_000_000_000
-"""References are drawn from seeds from here on, animations from seeds below it: a shared seed would be a shared picture."""
+"""References are drawn from seeds from here on, animations from seeds below: a shared seed may be a shared picture."""
 FAILURES = (AnimateflowError, RuntimeError, ValueError, OSError)
 
 log = get_logger("evaluation")
@@ -86,7 +87,7 @@ class BenchmarkMethod(Config):
             )
         if (path / artifacts.RECORD).is_file():
             return artifacts.load(path).as_input()
-        return artifacts.outside(path, part.rstrip("_0123456789").replace("_", "-"))
+        return artifacts.outside(weight_file(path), part.rstrip("_0123456789").replace("_", "-"))
 
     def models(self, entry: RegistryEntry) -> AnimationModels:
         """This method on one model of the registry."""
@@ -118,12 +119,13 @@ class BenchmarkConfig(Config):
 
     @model_validator(mode="after")
     def _distinct(self) -> BenchmarkConfig:
-        for what, values in {
+        lists: dict[str, list[Any]] = {
             "models": [entry.name for entry in self.models],
             "methods": [method.name for method in self.methods],
             "prompts": list(self.prompts),
             "seeds": list(self.seeds),
-        }.items():
+        }
+        for what, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{what} must differ from each other, got {values}")
         if not all(0 <= seed < REFERENCE_SEED for seed in self.seeds):
@@ -133,7 +135,9 @@ class BenchmarkConfig(Config):
     def identity(self) -> dict[str, Any]:
         """Paths left out: models, weights and CLIP are inputs of the artifact, known by their bytes."""
         own = {name: value for name, value in super().identity().items() if name != "clip"}
-        shown = [entry.model_dump(mode="json", include={"name", "title", "trigger", "licence"}) for entry in self.models]
+        shown = [
+            entry.model_dump(mode="json", include={"name", "title", "trigger", "licence"}) for entry in self.models
+        ]
         methods = [method.identity() for method in self.methods]
         return own | {"models": shown, "methods": methods, "metric_version": METRIC_VERSION}
 
@@ -173,7 +177,7 @@ def run_benchmark(
     on_progress: Callable[[BenchmarkProgress], None] | None = None,
     sections: Sequence[ReportSection] = (),
 ) -> Artifact:
-    """The artifact with `scores.parquet`, `report.html`, `animations/` and `references/`; the summary is in its metrics.
+    """The artifact: `scores.parquet`, `report.html`, `animations/` and `references/`; the summary is in its metrics.
 
     `sections` are added to the report as they are and are no part of the artifact's identity.
 
@@ -190,11 +194,17 @@ def run_benchmark(
         failed = [row["reason"] for row in rows if row["reason"] is not None]
         if len(failed) == len(rows):
             raise WorkError(
-                f"All {len(rows)} samples of the benchmark failed.", f"The first: {failed[0]}", "Run it again when mended."
+                f"All {len(rows)} samples of the benchmark failed.",
+                f"The first: {failed[0]}",
+                "Run it again when mended.",
             )
         write_scores(draft.folder / "scores.parquet", rows)
         shutil.rmtree(draft.folder / ".rows", ignore_errors=True)
-        draft.counts |= {"samples": len(rows), "failed": len(failed), "static": sum(bool(row["static"]) for row in rows)}
+        draft.counts |= {
+            "samples": len(rows),
+            "failed": len(failed),
+            "static": sum(bool(row["static"]) for row in rows),
+        }
         draft.metrics |= {
             "metric_version": METRIC_VERSION,
             "clip": {"name": encoder.name, "sha256": encoder.sha256},

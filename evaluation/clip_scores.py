@@ -171,16 +171,14 @@ def _load(config: ClipModel) -> tuple[torch.nn.Module, Any, Any]:
     _check_known(config)
     try:
         with _quiet():
-            model = open_clip.create_model(config.name, pretrained=config.pretrained, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(config.name)
+            model, preprocess = open_clip.create_model_from_pretrained(config.name, config.pretrained)
+            return model, preprocess, open_clip.get_tokenizer(config.name)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         raise UserError(
             f"The CLIP model {config.name} could not be loaded: {str(error).splitlines()[0]}",
             "Its files are damaged, or do not fit its config.",
             "Download or save it again in open_clip's format.",
         ) from None
-    cfg = open_clip.PreprocessCfg(**model.visual.preprocess_cfg)
-    return model, open_clip.image_transform_v2(cfg, is_train=False), tokenizer
 
 
 def _check_known(config: ClipModel) -> None:

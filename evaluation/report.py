@@ -1,4 +1,4 @@
-"""The benchmark's report: one HTML file with its animations inside, that needs nothing else and asks the network nothing."""
+"""The benchmark's report: one HTML file with its animations inside, which needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from evaluation.motion import STATIC_BELOW
 from evaluation.plots import PlotSeries, colour_of, scatter_svg
-from evaluation.samples import read_scores
+from evaluation.samples import CRF, read_scores
 from evaluation.statistics import summarise
 from infra.artifacts import Artifact, load
 from infra.errors import UserError
@@ -62,8 +62,8 @@ SCORES = (
     Score("text_alignment", "Text alignment", "100·cos", 1, "Mean CLIP cosine of each frame and the prompt."),
     Score(
         "domain_similarity", "Domain similarity", "100·cos", 1,
-        "Mean CLIP cosine of each frame and each picture that the image model draws for the prompt by itself, from other "
-        "seeds. The ceiling is what these pictures score against each other.",
+        "Mean CLIP cosine of each frame and each picture that the image model draws for the prompt by itself, from "
+        "other seeds. The ceiling is what these pictures score against each other.",
     ),
     Score(
         "smoothness_consecutive", "Smoothness", "100·cos", 1,
@@ -124,6 +124,8 @@ def write_report(
             "truncated": sum(bool(row["prompt_truncated"]) for row in rows),
         },
         scores=SCORES,
+        sizes=sorted({f"{row['width']}×{row['height']}" for row in rows if row["reason"] is None}),
+        crf=CRF,
         sections=[_section(section) for section in sections],
         record=record,
     )
@@ -162,7 +164,7 @@ def _model(
         "summary": [summary[method["name"]] for method in methods],
         "best": {score.name: _best(score, list(summary.values())) for score in SCORES},
         "plot": _plot(own, methods),
-        "small": max(config["animation"]["height"], config["animation"]["width"]) <= 256,
+        "small": all(max(row["height"], row["width"]) <= 128 for row in own if row["reason"] is None),
     }
 
 
@@ -176,12 +178,15 @@ def _reference_uris(folder: Path) -> list[str]:
 
 
 def _best(score: Score, summary: Sequence[Mapping[str, Any]]) -> str | None:
-    """The method with the best mean. One whose clips stand still cannot win at smoothness or flicker."""
+    """The method with the best mean, of those with all their clips: a mean over other prompts is no comparison.
+
+    One whose clips stand still cannot win at smoothness or flicker.
+    """
     still_wins = score.name.startswith("smoothness") or score.name == "warp_error"
     means = {
         one["method"]: score.better * one["scores"][score.name]["mean"]
         for one in summary
-        if one["scores"][score.name]["mean"] is not None and not (still_wins and one["static"])
+        if one["scores"][score.name]["mean"] is not None and not one["failed"] and not (still_wins and one["static"])
     }
     return max(means, key=lambda method: means[method]) if score.better and len(means) > 1 else None
 
@@ -194,8 +199,8 @@ def _plot(rows: Sequence[Mapping[str, Any]], methods: Sequence[Mapping[str, Any]
             for row in rows
             if row["method"] == method["name"] and None not in (row["dynamic_degree"], row["smoothness_consecutive"])
         ]
-        series.append(PlotSeries(method["title"], [x for x, _ in points], [y for _, y in points]))
-    return Markup(scatter_svg(series, "dynamic degree, widths/s", "smoothness, 100·cos", STATIC_BELOW))  # noqa: S704
+        series.append(PlotSeries([x for x, _ in points], [y for _, y in points]))
+    return Markup(scatter_svg(series, "dynamic degree, widths/s", "smoothness, 100·cos", STATIC_BELOW))
 
 
 def _section(section: ReportSection) -> dict[str, Any]:

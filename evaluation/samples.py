@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 METRIC_VERSION = 1
 """Raised whenever a score would come out differently for the same file."""
 
+CRF = 12
+"""Of the H.264 files that are scored: what compression takes is taken from the scores."""
 SHOWN_SIDE = 320
 """Pixels of the longer side in the report; the mp4 keeps them all."""
 
 _TEXT = (
     "model", "method", "prompt", "full_prompt", "file", "video_sha256", "reason", "clip_model", "clip_sha256",
 )  # fmt: skip
-_WHOLE = ("sample", "seed", "frames", "metric_version")
+_WHOLE = ("sample", "seed", "frames", "height", "width", "metric_version")
 _FLAG = ("static", "prompt_truncated")
 _SCORES = (
     "text_alignment", "text_alignment_content", "domain_similarity", "domain_similarity_max", "reference_ceiling",
@@ -74,7 +76,7 @@ def write_animation(folder: Path, sample: Sample, frames_FHWC: UInt8, config: An
     """Writes mp4 (what is scored), WebP (what the report shows) and, last, the JSON that says that both are whole."""
     stem = folder / sample.stem
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(stem.with_suffix(".mp4"), frames_FHWC, config.fps)
+    write_mp4(stem.with_suffix(".mp4"), frames_FHWC, config.fps, crf=CRF)
     write_webp(stem.with_suffix(".webp"), frames_FHWC, config.fps)
     made = {**asdict(sample), "animation": config.model_dump(mode="json")}
     write_json(stem.with_suffix(".json"), made)
@@ -110,6 +112,8 @@ def score_sample(
         "text_alignment_content": content,
         "prompt_truncated": encoder.truncates(sample.full_prompt),
         "frames": len(frames),
+        "height": frames.shape[1],
+        "width": frames.shape[2],
         "fps": fps,
         "video_sha256": sha256_file(video),
     }
@@ -123,19 +127,23 @@ def failed_sample(sample: Sample, encoder: ClipEncoder, reason: str) -> dict[str
 
 def _row(sample: Sample, encoder: ClipEncoder, scores: dict[str, Any], reason: str | None) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    return row | scores | {
-        "model": sample.model,
-        "method": sample.method,
-        "sample": sample.index,
-        "prompt": sample.prompt,
-        "full_prompt": sample.full_prompt,
-        "seed": sample.seed,
-        "file": sample.stem.with_suffix(".mp4").as_posix(),
-        "reason": reason,
-        "clip_model": encoder.name,
-        "clip_sha256": encoder.sha256,
-        "metric_version": METRIC_VERSION,
-    }
+    return (
+        row
+        | scores
+        | {
+            "model": sample.model,
+            "method": sample.method,
+            "sample": sample.index,
+            "prompt": sample.prompt,
+            "full_prompt": sample.full_prompt,
+            "seed": sample.seed,
+            "file": sample.stem.with_suffix(".mp4").as_posix(),
+            "reason": reason,
+            "clip_model": encoder.name,
+            "clip_sha256": encoder.sha256,
+            "metric_version": METRIC_VERSION,
+        }
+    )
 
 
 def _defined(value: Any) -> Any:

@@ -33,7 +33,7 @@ def summarise(rows: Sequence[Row], seed: int = 0) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["model"], row["method"]].append(row)
-    first = {model: method for model, method in reversed(groups)}
+    first = dict(reversed(groups))
     out = []
     for (model, method), members in groups.items():
         baseline = groups[model, first[model]]

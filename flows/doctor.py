@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.up import PROJECT, running_server
-from infra.hashing import sha256_file
+from infra.errors import UserError
 
 PREFECT_PORT = 4200
 MEMORY_GIB_MIN = 4.0
@@ -108,27 +108,13 @@ def disk() -> Finding:
 
 def weights() -> Finding:
     """The pocket world's weights against their checksums."""
-    from infra import pocket
+    from infra.pocket.build import WEIGHTS, check_weights
 
-    folder = Path(pocket.__file__).parent / "weights"
-    sums = folder / "SHA256SUMS"
-    if not sums.is_file():
-        return Finding(
-            "missing",
-            "pocket weights",
-            f"no {sums}",
-            "Check the clone, or train them: `animateflow pocket build --out DIR`.",
-        )
-    rows = [line.split(maxsplit=1) for line in sums.read_text(encoding="utf-8").splitlines() if line.strip()]
-    wrong = [name for digest, name in rows if not (folder / name).is_file() or sha256_file(folder / name) != digest]
-    if wrong:
-        return Finding(
-            "missing",
-            "pocket weights",
-            f"damaged or absent: {', '.join(wrong[:3])}",
-            "Restore them from the repository.",
-        )
-    return Finding("ok", "pocket weights", f"{len(rows)} files, checksums right")
+    try:
+        check_weights()
+    except UserError as error:
+        return Finding("missing", "pocket weights", f"{error.found} {error.meaning}", error.next_step)
+    return Finding("ok", "pocket weights", f"{WEIGHTS}, checksums right")
 
 
 def prefect_server() -> Finding:
@@ -185,6 +171,4 @@ def ray_start() -> Finding:
     with ray_session(cpus=1):
         import ray
 
-        return Finding(
-            "ok", "ray", f"{ray.__version__} starts, {ray.cluster_resources().get('CPU', 0):.0f} cpu asked for"
-        )
+        return Finding("ok", "ray", f"{ray.__version__} starts")

@@ -176,13 +176,23 @@ def pocket() -> Recipe:
 
 def pocket_full() -> Recipe:
     """What made the shipped weights: the pocket recipe from nothing, with thousands of steps."""
-    train = TrainConfig(steps=4000, batch_size=8, learning_rate=3e-4, warmup_steps=200, held_out_clips=32)
+    train = TrainConfig(
+        steps=3500,
+        batch_size=4,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        learning_rate_decay="cosine",
+        ema_decay=0.995,
+        min_snr_gamma=5.0,
+        held_out_clips=16,
+        log_every_steps=25,
+    )
     return pocket().replace(
-        footage=DrawnClips(count=2000, seed=1),
-        shot_footage=DrawnClips(count=200, seed=2),
-        domain_adapter=DomainAdapterTraining(rank=16, train=train.replace(steps=1000, batch_size=16)),
-        motion_module=MotionModuleTraining(preset="from-base", train=train.replace(steps=8000)),
-        motion_lora=MotionLoraTraining(rank=16, train=train.replace(steps=1500)),
+        footage=DrawnClips(count=1200, seed=1),
+        shot_footage=DrawnClips(count=50, seed=2),
+        domain_adapter=DomainAdapterTraining(rank=16, train=train.replace(steps=800, batch_size=16)),
+        motion_module=MotionModuleTraining(preset="from-base", train=train),
+        motion_lora=MotionLoraTraining(rank=16, train=train.replace(steps=300)),
     )
 
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands.prefecting import FLOWS
-from flows.up import STATE, api_address
+from flows.up import api_address
 from infra.config import parse_override
 from infra.errors import UserError, WorkError
 from infra.runtime import QUIET
 
 
 def start_run(
-    flow: str, recipe: str, overrides: Sequence[str], parameters: Sequence[str], watch: bool, state: Path = STATE
+    flow: str, recipe: str, overrides: Sequence[str], parameters: Sequence[str], watch: bool, state: Path
 ) -> None:
     """`prefect deployment run FLOW/RECIPE` with our parameters, against the running server.
 

@@ -65,7 +65,7 @@ class Running:
 
 
 @contextmanager
-def prefect_on_this_machine(port: int | None = None, state: Path = STATE) -> Iterator[Running]:
+def prefect_on_this_machine(port: int | None, state: Path) -> Iterator[Running]:
     """Server, pool, deployments and worker for the length of the block.
 
     Raises:
@@ -124,7 +124,7 @@ def running_server(state: Path = STATE) -> str | None:
     return url if is_healthy(f"{url}/api/health") else None
 
 
-def api_address(state: Path = STATE) -> str:
+def api_address(state: Path) -> str:
     """PREFECT_API_URL where it is set, else the API of the server that `animateflow up` started.
 
     Raises:

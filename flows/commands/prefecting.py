@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,19 +19,23 @@ FLOWS = (
     "pipeline",
 )
 DEFAULT_RECIPE = "pocket"
+StateOption = Annotated[
+    Path | None, typer.Option(help="Folder of the server's state; .animateflow/ in the project by default.")
+]
 
 
 def up(
     port: Annotated[int | None, typer.Option(help="Port of the server; 4200 or a free one by default.")] = None,
+    state: StateOption = None,
 ) -> None:
     """Starts a Prefect server, deploys every flow and starts a worker, on this machine; Ctrl-C stops it all.
 
-    State lies under `.animateflow/` in the project; the server listens on 127.0.0.1 only.
+    The server listens on 127.0.0.1 only.
     """
     import signal
     import sys
 
-    from flows.up import prefect_on_this_machine
+    from flows.up import STATE, prefect_on_this_machine
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -38,7 +43,7 @@ def up(
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)  # a shell's background job ignores it otherwise
     try:
-        with prefect_on_this_machine(port) as running:
+        with prefect_on_this_machine(port, (state or STATE).absolute()) as running:
             typer.echo(f"Prefect runs at {running.url}\n")
             typer.echo("In another terminal:")
             typer.echo("  animateflow run train-motion-module --watch")
@@ -59,15 +64,17 @@ def run(
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the flow, such as root=runs/mine."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Wait for the end; exit code 1 where the run fails.")] = False,
+    state: StateOption = None,
 ) -> None:
     """Starts a deployed flow on the running server; a bare flow name takes the pocket recipe.
 
     Example: `animateflow run train-motion-module --set motion_module.train.steps=50 --watch`
     """
     from flows.starting import start_run
+    from flows.up import STATE
 
     name, _, recipe = flow.partition("/")
-    start_run(name, recipe or DEFAULT_RECIPE, overrides or [], parameters or [], watch)
+    start_run(name, recipe or DEFAULT_RECIPE, overrides or [], parameters or [], watch, state or STATE)
 
 
 def add_to(main: typer.Typer) -> None:

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from open_clip import CLIP
     from transformers import CLIPTokenizer
 
-PREFIXES = {"plain": "a picture of ", "ink": "an ink drawing of ", "neon": "a neon sign of ", "stock": "stock footage of "}
+PREFIXES = {
+    "plain": "a picture of ",
+    "ink": "an ink drawing of ",
+    "neon": "a neon sign of ",
+    "stock": "stock footage of ",
+}
 
 
 def model_config(vocabulary: int) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def save_clip(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 @torch.no_grad()
 def judge(model: CLIP, tokenizer: CLIPTokenizer, pictures_BCHW: Tensor, captions: list[str]) -> dict[str, float]:
-    """Share of pictures whose shape, colour and background the model reads as the caption's; chance is 1/4, 1/5, 1/4."""
+    """Share of pictures whose shape, colour and background the model reads as captioned; chance is 1/4, 1/5, 1/4."""
     features = model.encode_image(pictures_BCHW, normalize=True)
     prompts = every_prompt()
     text = model.encode_text(tokenize(tokenizer, prompts), normalize=True)

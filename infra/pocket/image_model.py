@@ -32,7 +32,7 @@ TEXT_WIDTH = 128
 TEXT_LENGTH = 32
 CAPTION_DROPOUT = 0.1
 
-# Words of ordinary stock-footage captions, so that a caption from outside the world is words to the tokenizer, not bytes.
+# Words of ordinary stock-footage captions, so that the tokenizer reads a caption from outside the world as words.
 CAPTION_WORDS = (
     "the of and in with at by to from near over under behind next other through around into view aerial man woman "
     "person people child hand face walking running driving flying crawling opening lifted taking sign language gesture "

@@ -119,6 +119,12 @@ def _vae_key(name: str, levels: int) -> str:
     name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out")
     name = name.replace("conv_shortcut", "nin_shortcut")
     if ".attn_1." in name:
-        for ours, theirs in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
+        for ours, theirs in (
+            ("group_norm", "norm"),
+            ("to_q", "q"),
+            ("to_k", "k"),
+            ("to_v", "v"),
+            ("to_out.0", "proj_out"),
+        ):
             name = name.replace(f"attn_1.{ours}.", f"attn_1.{theirs}.")
     return name

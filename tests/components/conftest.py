@@ -34,7 +34,7 @@ class DrawnClips:
         return self._batch(count, frames, 10**9)
 
     def _batch(self, count: int, frames: int, seed: int) -> ClipBatch:
-        latents = torch.randn(count, 4, frames, 16, 16, generator=torch.Generator().manual_seed(seed))
+        latents = torch.randn(count, 4, frames, 8, 8, generator=torch.Generator().manual_seed(seed))
         captions = [CAPTIONS[(seed + i) % len(CAPTIONS)] for i in range(count)]
         return ClipBatch(latents, captions, [str(i) for i in range(count)])
 
@@ -112,3 +112,21 @@ def pipeline(base: BaseModel) -> Any:
 @pytest.fixture(scope="session")
 def clips(base: BaseModel) -> DrawnClips:
     return DrawnClips(vae_sha256(load_base(base).vae))
+
+
+@pytest.fixture(scope="session")
+def trained(base: BaseModel, clips: DrawnClips, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All three stages, two steps each, in the paper's order; large steps, so that every effect is visible."""
+    from components import stages
+    from components.trainer import TrainConfig
+
+    root = tmp_path_factory.mktemp("trained")
+    paths = {kind: root / kind for kind in ("domain-adapter", "motion-module", "motion-lora")}
+    train = TrainConfig(steps=2, batch_size=2, frames=4, learning_rate=1e-2, held_out_clips=2)
+    adapter = stages.DomainAdapterTraining(train=train, rank=4)
+    stages.train_domain_adapter(adapter, base, clips, CACHE_INPUT, paths["domain-adapter"])
+    module = stages.MotionModuleTraining(train=train, preset="from-base")
+    stages.train_motion_module(module, base, clips, CACHE_INPUT, paths["motion-module"], paths["domain-adapter"])
+    lora = stages.MotionLoraTraining(train=train, rank=4)
+    stages.train_motion_lora(lora, base, clips, CACHE_INPUT, paths["motion-lora"], paths["motion-module"])
+    return paths

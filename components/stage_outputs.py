@@ -1,0 +1,45 @@
+"""How a stage's weights are written: both formats, each read back and compared before the artifact is sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from components import lora
+from components.formats import export_original
+from components.motion_module import load_motion_module, save_motion_module
+from infra.artifacts import Draft
+
+if TYPE_CHECKING:
+    from diffusers import MotionAdapter
+
+ORIGINAL = Path("original")
+
+
+def save_lora(draft: Draft, kind: str, name: str, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+    """A LoRA of `kind` as `<name>` and `original/<name>` in the draft."""
+    lora.save(draft.folder / name, kind, weights, notes)
+    original = export_original(draft.folder / name, draft.folder / ORIGINAL / name)
+    expected = lora.pairs_of(weights)
+    for path in (draft.folder / name, original):
+        found = lora.load(path, kind).pairs
+        same = found.keys() == expected.keys() and all(
+            torch.equal(a, b) for key in expected for a, b in zip(found[key], expected[key], strict=True)
+        )
+        assert same, f"{path} does not read back as it was written"
+
+
+def save_motion(draft: Draft, adapter: MotionAdapter, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+    """A motion module as a MotionAdapter folder and `original/motion_module.safetensors` in the draft."""
+    adapter.load_state_dict({name: tensor.cpu() for name, tensor in state.items()})
+    save_motion_module(draft.folder, adapter, notes)
+    original = export_original(draft.folder, draft.folder / ORIGINAL / "motion_module.safetensors")
+    expected = adapter.state_dict()
+    for path in (draft.folder, original):
+        found = load_motion_module(path)[0].state_dict()
+        same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+        assert same, f"{path} does not read back as it was written"

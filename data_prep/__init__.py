@@ -1,0 +1,1 @@
+"""Videos to latents: sources, checks, decoding, encoding, the latent cache."""

@@ -1,0 +1,95 @@
+"""What a video file says about itself, read without decoding a frame. Reasons here are for people to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.sampling import Seconds
+
+UNREADABLE_CODECS = ("av1", "vvc", "evc")  # newer than the FFmpeg inside decord 0.6
+SIDE_MIN = 8  # pixels: a VAE latent
+COVERED_MIN = 0.9  # of the stated length, for containers that state no frame count
+
+
+class Unusable(Exception):
+    """The video cannot be used; `reason` is a code, the text a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason, self.message = reason, message
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One video stream."""
+
+    codec: str
+    times: Seconds
+    """Presentation times of the frames that are to be shown, seconds, in order."""
+    fps: float
+    """Frames a second, from the times."""
+
+
+def probe(path: Path) -> Probe:
+    """Reads the container and its packets.
+
+    Raises:
+        Unusable: empty, no video, nothing in it, a codec that decord cannot read, a picture of a few pixels, cut short.
+    """
+    import av
+
+    if path.stat().st_size == 0:
+        raise Unusable("empty_file", "The file has no bytes.")
+    try:
+        with av.open(str(path)) as container:
+            return _read(container)
+    except av.error.FFmpegError as error:
+        raise Unusable("not_a_video", f"No video container can be read from the file: {error.strerror}.") from None
+
+
+def _read(container: Any) -> Probe:
+    stream = container.streams.best("video")
+    if stream is None:
+        kinds = ", ".join(sorted({part.type for part in container.streams}))
+        what = f"only {kinds}" if kinds else "no stream at all"
+        raise Unusable("no_video_stream", f"There is no picture in the file: it holds {what}.")
+    codec = "none" if stream.codec_context is None else stream.codec_context.codec.canonical_name
+    if codec in UNREADABLE_CODECS:
+        raise Unusable(
+            "unsupported_codec",
+            f"The video stream is {codec.upper()}, which decord cannot read; encode it again, to H.264 for example.",
+        )
+    if min(stream.width, stream.height) < SIDE_MIN:
+        raise Unusable("too_small", f"The picture is {stream.width}x{stream.height} pixels.")
+    times = _presentation_times(container, stream)
+    if len(times) == 0:
+        raise Unusable("no_frames", f"The file has a header ({codec}) and not one frame behind it.")
+    _refuse_cut(container, stream, times)
+    span = float(times[-1] - times[0])
+    return Probe(codec, times, (len(times) - 1) / span if span > 0 else 0.0)
+
+
+def _presentation_times(container: Any, stream: Any) -> Seconds:
+    ticks = [
+        packet.pts if packet.pts is not None else packet.dts
+        for packet in container.demux(stream)
+        if packet.size and not packet.is_discard
+    ]
+    known = [tick for tick in ticks if tick is not None]
+    return np.sort(np.asarray(known, dtype=np.float64)) * float(stream.time_base)
+
+
+def _refuse_cut(container: Any, stream: Any, times: Seconds) -> None:
+    if stream.frames > len(times):
+        raise Unusable(
+            "truncated", f"The file states {stream.frames} frames and holds {len(times)}: it was cut, or trimmed in place."
+        )
+    if stream.frames or container.duration is None or len(container.streams) > 1:
+        return  # beside other streams the stated length may be theirs
+    stated = container.duration / 1_000_000
+    if times[-1] < COVERED_MIN * stated - 1:
+        raise Unusable("truncated", f"The file states {stated:.1f} s and its frames end at {times[-1]:.1f} s.")
