@@ -16,8 +16,9 @@ from torch import nn
 
 from components.hub import WHAT_IS_A_BASE, first_line, from_hub
 from components.hub import resolve as resolve
+from components.kohya import fold_lora
 from components.quiet import quiet
-from components.weight_files import KINDS, Header, read_header, read_weights
+from components.weight_files import KINDS, Header, read_header
 from infra import artifacts
 from infra.config import Config
 from infra.errors import UserError
@@ -61,7 +62,7 @@ def load_base(model: BaseModel, device: str | torch.device = "cpu") -> StableDif
     pipeline = _from_folder(path) if path.is_dir() else _from_file(path, model.reference)
     _check_is_sd1(pipeline, path)
     for lora in model.loras:
-        _fold_lora(pipeline, lora)
+        fold_lora(pipeline.unet, pipeline.text_encoder, lora.path, lora.scale)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
@@ -197,50 +198,3 @@ def _check_is_sd1(pipeline: StableDiffusionPipeline, path: Path) -> None:
         raise UserError(
             f"{path} predicts {predicts}.", "Motion modules are trained on models that predict noise.", "Pass SD 1.x."
         )
-
-
-def _fold_lora(pipeline: StableDiffusionPipeline, lora: LoraFile) -> None:
-    """Adds scale · up @ down (times the file's alpha/rank) to the weights, and checks that every layer arrived."""
-    header, weights = read_weights(lora.path)
-    if header.kind != "kohya-lora":
-        hints = {"lycoris": "LoHa and LoKr are not supported", "checkpoint": "it is a base model of its own"}
-        raise UserError(
-            f"{lora.path} is {KINDS[header.kind]}, not a LoRA in kohya format.",
-            hints.get(header.kind, "Only LoRAs of Stable Diffusion 1.x image models can be added to a base model")
-            + ".",
-            "Pass a file whose tensors are named lora_unet_… and lora_te_….",
-        )
-    known = (".lora_down.weight", ".lora_up.weight", ".alpha")
-    strange = sorted(name for name in weights if not name.endswith(known))
-    if strange:
-        raise UserError(
-            f"{lora.path} has tensors of unknown kinds: {', '.join(strange[:3])}{' …' if len(strange) > 3 else ''}.",
-            "Loading only the rest would change the model in a way that its author did not mean.",
-            "Pass a plain LoRA (lora_down, lora_up, alpha).",
-        )
-    expected = sum(name.endswith(".lora_down.weight") for name in weights)
-    try:
-        with quiet():
-            pipeline.load_lora_weights(weights, adapter_name="given")
-            arrived = sum(_count_layers(part) for part in (pipeline.unet, pipeline.text_encoder))
-            if arrived == expected:
-                pipeline.fuse_lora(components=["unet", "text_encoder"], lora_scale=lora.scale)
-            pipeline.unload_lora_weights()
-    except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{lora.path} does not fit the base model: {first_line(error)}",
-            "It was trained on a model of other sizes (SDXL, SD 2) or other layer names.",
-            "Pass a LoRA made for this base model.",
-        ) from None
-    if arrived != expected:
-        raise UserError(
-            f"Of the {expected} layers in {lora.path}, {arrived} exist in the base model.",
-            "It was made for another model.",
-            "Pass a LoRA made for Stable Diffusion 1.x.",
-        )
-
-
-def _count_layers(module: nn.Module) -> int:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return sum(isinstance(part, BaseTunerLayer) for part in module.modules())

@@ -50,6 +50,7 @@ class DomainAdapterTraining(Config):
     """Stage 1: LoRA on the image layers, on single frames."""
 
     train: TrainConfig = TrainConfig()
+    """How it is trained."""
     rank: int = Field(128, ge=1)
     """Rank of the LoRA; 128 is what the released v3 adapter implies."""
     init_from: Path | None = execution(None)
@@ -60,6 +61,7 @@ class MotionModuleTraining(MotionModuleConfig):
     """Stage 2: the motion module, on clips, the domain adapter active and frozen."""
 
     train: TrainConfig = TrainConfig()
+    """How it is trained."""
     init_from: Path | None = execution(None)
     """Motion module to start from (its shape then counts, not the preset's); its content is part of the identity."""
 
@@ -68,6 +70,7 @@ class MotionLoraTraining(Config):
     """Stage 3: LoRA on the temporal attention, on clips of one shot type."""
 
     train: TrainConfig = TrainConfig(steps=2000)
+    """How it is trained."""
     rank: int = Field(64, ge=1)
     """Rank of the LoRA; 64 is what the released MotionLoRAs imply."""
     init_from: Path | None = execution(None)

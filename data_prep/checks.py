@@ -7,15 +7,18 @@ and numbers have both ends.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.data_docs import adopt
 from data_prep.rows import Rejection
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from data_prep.build import CacheConfig
     from data_prep.sources import SourceRow
@@ -24,6 +27,9 @@ DURATION = r"^(P(?=.)(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?)?$"
 WEB_ADDRESS = r"^(https?://\S+)?$"
 CAPTION_CHARACTERS_MAX = 10_000
 SOURCE_FPS_MAX = 1000.0
+CHECKED_COLUMNS = (
+    "clip_id", "caption", "source", "content_sha256", "source_fps", "source_frames", "fps", "motion", "latents_sha256"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class Check:
         return f"{self.expectation.expectation_type}({column})"
 
 
-def check_source(rows: list[SourceRow], docs: Path) -> list[Rejection]:
-    """The rows that fail, at most once each and keyed by their place in `rows`; of equal ids the first row passes.
+def check_source(rows: list[SourceRow], docs: Path) -> dict[int, Rejection]:
+    """The rows that fail, by their place in `rows`; of equal ids the first row passes.
 
     Writes the suite's Data Docs below `docs`.
     """
@@ -54,20 +60,25 @@ def check_source(rows: list[SourceRow], docs: Path) -> list[Rejection]:
         {
             "row": [place for place, _ in readable],
             "clip_id": [row.clip_id for _, row in readable],
+            "source": [row.source for _, row in readable],
             "caption": [row.caption for _, row in readable],
             "duration": [row.duration for _, row in readable],
             "url": [row.url for _, row in readable],
         }
     )
-    frame = frame.astype({name: "object" for name in ("clip_id", "caption", "duration", "url")})
     return _rejections(frame, _source_checks(), "source", docs)
 
 
-def check_manifest(frame: pd.DataFrame, config: CacheConfig, docs: Path) -> list[Rejection]:
-    """The cached rows (all columns but the latents, and `frames`, the length of each) that fail.
+def check_manifest(manifest: pa.Table, config: CacheConfig, docs: Path) -> dict[int, Rejection]:
+    """The cached rows (all columns but the latents) that fail, by their place in the manifest.
 
     Writes the suite's Data Docs below `docs`.
     """
+    import pandas as pd
+
+    frame = pd.DataFrame({name: manifest[name].to_pylist() for name in CHECKED_COLUMNS})
+    frame["frames"] = [shape[0] if shape else None for shape in manifest["latents_shape"].to_pylist()]
+    frame["row"] = range(len(frame))
     return _rejections(frame, _manifest_checks(config), "latent-cache", docs)
 
 
@@ -140,10 +151,9 @@ def _manifest_checks(config: CacheConfig) -> list[Check]:
     ]
 
 
-def _rejections(frame: pd.DataFrame, checks: list[Check], title: str, docs: Path) -> list[Rejection]:
+def _rejections(frame: pd.DataFrame, checks: list[Check], title: str, docs: Path) -> dict[int, Rejection]:
     results = _run(frame, checks, title, docs)
-    sources = dict(zip(frame["row"], frame.get("source", [""] * len(frame)), strict=True))
-    ids = dict(zip(frame["row"], frame["clip_id"], strict=True))
+    rows = frame.set_index("row")
     found: dict[int, Rejection] = {}
     for check, failed in zip(checks, results, strict=True):
         seen: set[Any] = set()
@@ -152,16 +162,17 @@ def _rejections(frame: pd.DataFrame, checks: list[Check], title: str, docs: Path
                 seen.add(value)
                 continue
             message = f"{check.message.format(value=value)} [{check.name}]"
-            found.setdefault(
-                place, Rejection(str(ids[place]), str(sources[place]), "check", check.reason, message)
-            )
-    return [found[place] for place in sorted(found)]
+            clip_id, source = str(rows.at[place, "clip_id"]), str(rows.at[place, "source"])
+            found.setdefault(place, Rejection(clip_id, source, "check", check.reason, message))
+    return found
 
 
 def _run(frame: pd.DataFrame, checks: list[Check], title: str, docs: Path) -> list[list[tuple[int, Any]]]:
     """For each check the failing rows: place (column `row`) and value, in order."""
     import great_expectations as gx
 
+    site = docs.absolute() / f".{title}"
+    shutil.rmtree(site, ignore_errors=True)  # of a run that was stopped
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     batch = context.data_sources.add_pandas("rows").add_dataframe_asset(title)
@@ -175,7 +186,10 @@ def _run(frame: pd.DataFrame, checks: list[Check], title: str, docs: Path) -> li
         site_config={
             "class_name": "SiteBuilder",
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute() / title)},
+            "store_backend": {
+                "class_name": "TupleFilesystemStoreBackend",
+                "base_directory": str(site),
+            },
         },
     )
     checkpoint = context.checkpoints.add(
@@ -187,6 +201,7 @@ def _run(frame: pd.DataFrame, checks: list[Check], title: str, docs: Path) -> li
         )
     )
     (outcome,) = checkpoint.run(batch_parameters={"dataframe": frame}).run_results.values()
+    adopt(site, title, docs)
     by_name = {_key(result.expectation_config): result for result in outcome.results}
     return [list(_failed(by_name[_key(check.expectation.configuration)])) for check in checks]
 

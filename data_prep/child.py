@@ -19,7 +19,7 @@ Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
-class ChildDied(Exception):
+class ChildDiedError(Exception):
     """The child ended in the middle of a call; the exit code is that of the process, negative for a signal."""
 
     def __init__(self, exit_code: int | None) -> None:
@@ -27,11 +27,11 @@ class ChildDied(Exception):
         super().__init__(f"exit code {exit_code}")
 
 
-class ChildLate(Exception):
+class ChildLateError(Exception):
     """The call ran past its time, and the child was killed."""
 
 
-class ChildRaised(Exception):
+class ChildRaisedError(Exception):
     """The call raised something that is not part of its contract; the text is the exception's type and message."""
 
 
@@ -62,23 +62,23 @@ class Child(Generic[Request, Answer]):
         """The answer to the last request.
 
         Raises:
-            ChildLate: none came within `seconds_max`.
-            ChildDied: the process ended instead.
-            ChildRaised: the function raised.
+            ChildLateError: none came within `seconds_max`.
+            ChildDiedError: the process ended instead.
+            ChildRaisedError: the function raised.
         """
         assert self._pipe is not None, "finish without start"
         try:
             if not self._pipe.poll(seconds_max):
                 self.close()
-                raise ChildLate
+                raise ChildLateError
             good, answer = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(5)
             exit_code = self._process.exitcode
             self.close()
-            raise ChildDied(exit_code) from None
+            raise ChildDiedError(exit_code) from None
         if not good:
-            raise ChildRaised(answer)
+            raise ChildRaisedError(answer)
         return answer  # type: ignore[no-any-return]
 
     def close(self) -> None:

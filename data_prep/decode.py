@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.probe import Probe, Unusable, probe
+from data_prep.probe import Probe, UnusableError, probe
 from data_prep.shot_types import ShotType, crop_path, frames_before_blur
 
 UInt8 = NDArray[np.uint8]
@@ -64,7 +64,7 @@ def decode_clip(request: DecodeRequest) -> DecodedClip | Refused:
         found = probe(request.path)
         indices, fps = sample(found, request)
         return _decode(found, indices, fps, request)
-    except Unusable as error:
+    except UnusableError as error:
         return Refused(error.reason, error.message)
 
 
@@ -72,13 +72,13 @@ def sample(found: Probe, request: DecodeRequest) -> tuple[NDArray[np.int64], flo
     """Indices of the frames of the clip, and its frames a second.
 
     Raises:
-        Unusable: too few frames for the shortest clip, or fewer a second than the clip shall have.
+        UnusableError: too few frames for the shortest clip, or fewer a second than the clip shall have.
     """
     from data_prep.sampling import indices_by_stride, indices_by_time, window
 
     if request.stride is None:
         if len(found.times) > 1 and found.fps < FPS_SLACK * request.fps:
-            raise Unusable(
+            raise UnusableError(
                 "fps_too_low",
                 f"The video has {found.fps:.2f} frames a second; at {request.fps:g} some would be shown twice.",
             )
@@ -88,7 +88,7 @@ def sample(found: Probe, request: DecodeRequest) -> tuple[NDArray[np.int64], flo
         indices, fps = indices_by_stride(len(found.times), request.stride), found.fps / request.stride
         how = f"taking every {request.stride}."
     if len(indices) < request.frames_min:
-        raise Unusable(
+        raise UnusableError(
             "too_short",
             f"The video gives {len(indices)} frames ({len(found.times)} in the file, {how}); "
             f"at least {request.frames_min} are needed.",

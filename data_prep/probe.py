@@ -15,7 +15,7 @@ SIDE_MIN = 8  # pixels: a VAE latent
 COVERED_MIN = 0.9  # of the stated length, for containers that state no frame count
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """The video cannot be used; `reason` is a code, the text a sentence."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -38,17 +38,17 @@ def probe(path: Path) -> Probe:
     """Reads the container and its packets.
 
     Raises:
-        Unusable: empty, no video, nothing in it, a codec that decord cannot read, a picture of a few pixels, cut short.
+        UnusableError: empty, no video, nothing in it, a codec that decord cannot read, a few pixels small, cut short.
     """
     import av
 
     if path.stat().st_size == 0:
-        raise Unusable("empty_file", "The file has no bytes.")
+        raise UnusableError("empty_file", "The file has no bytes.")
     try:
         with av.open(str(path)) as container:
             return _read(container)
     except av.error.FFmpegError as error:
-        raise Unusable("not_a_video", f"No video container can be read from the file: {error.strerror}.") from None
+        raise UnusableError("not_a_video", f"No video container can be read from the file: {error.strerror}.") from None
 
 
 def _read(container: Any) -> Probe:
@@ -56,18 +56,18 @@ def _read(container: Any) -> Probe:
     if stream is None:
         kinds = ", ".join(sorted({part.type for part in container.streams}))
         what = f"only {kinds}" if kinds else "no stream at all"
-        raise Unusable("no_video_stream", f"There is no picture in the file: it holds {what}.")
+        raise UnusableError("no_video_stream", f"There is no picture in the file: it holds {what}.")
     codec = "none" if stream.codec_context is None else stream.codec_context.codec.canonical_name
     if codec in UNREADABLE_CODECS:
-        raise Unusable(
+        raise UnusableError(
             "unsupported_codec",
             f"The video stream is {codec.upper()}, which decord cannot read; encode it again, to H.264 for example.",
         )
     if min(stream.width, stream.height) < SIDE_MIN:
-        raise Unusable("too_small", f"The picture is {stream.width}x{stream.height} pixels.")
+        raise UnusableError("too_small", f"The picture is {stream.width}x{stream.height} pixels.")
     times = _presentation_times(container, stream)
     if len(times) == 0:
-        raise Unusable("no_frames", f"The file has a header ({codec}) and not one frame behind it.")
+        raise UnusableError("no_frames", f"The file has a header ({codec}) and not one frame behind it.")
     _refuse_cut(container, stream, times)
     span = float(times[-1] - times[0])
     return Probe(codec, times, (len(times) - 1) / span if span > 0 else 0.0)
@@ -85,11 +85,12 @@ def _presentation_times(container: Any, stream: Any) -> Seconds:
 
 def _refuse_cut(container: Any, stream: Any, times: Seconds) -> None:
     if stream.frames > len(times):
-        raise Unusable(
-            "truncated", f"The file states {stream.frames} frames and holds {len(times)}: it was cut, or trimmed in place."
+        raise UnusableError(
+            "truncated",
+            f"The file states {stream.frames} frames and holds {len(times)}: it was cut, or trimmed in place.",
         )
     if stream.frames or container.duration is None or len(container.streams) > 1:
         return  # beside other streams the stated length may be theirs
     stated = container.duration / 1_000_000
     if times[-1] < COVERED_MIN * stated - 1:
-        raise Unusable("truncated", f"The file states {stated:.1f} s and its frames end at {times[-1]:.1f} s.")
+        raise UnusableError("truncated", f"The file states {stated:.1f} s and its frames end at {times[-1]:.1f} s.")

@@ -164,7 +164,7 @@ def _sidecar(folder: Path, video: Path) -> str | Problem:
             return Problem(
                 "bad_sidecar",
                 f"{beside} beside the video cannot be read as "
-                f'{"text" if suffix == ".txt" else "JSON with a caption"}: {type(error).__name__}: {error}.',
+                f"{'text' if suffix == '.txt' else 'JSON with a caption'}: {type(error).__name__}: {error}.",
             )
     return " ".join(video.stem.replace("_", " ").split())
 

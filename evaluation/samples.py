@@ -88,12 +88,13 @@ def has_animation(folder: Path, sample: Sample) -> bool:
 
 def write_webp(path: Path, frames_FHWC: UInt8, fps: float) -> None:
     """A looping WebP: lossless where pixels are few and seen one by one when enlarged, else at most `SHOWN_SIDE`."""
+    small = max(frames_FHWC.shape[1:3]) <= 128
     frames = [Image.fromarray(frame) for frame in frames_FHWC]
     for frame in frames:
         frame.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     frames[0].save(
         path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0,
-        lossless=max(frames_FHWC.shape[1:3]) <= 128, quality=80, method=4,
+        lossless=small, quality=80, method=1 if small else 4,
     )  # fmt: skip
 
 

@@ -169,6 +169,4 @@ def ray_start() -> Finding:
     from infra.runtime import ray_session
 
     with ray_session(cpus=1):
-        import ray
-
-        return Finding("ok", "ray", f"{ray.__version__} starts")
+        return Finding("ok", "ray", f"{metadata.version('ray')} starts")

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.animator import AnimationConfig, AnimationModels, WeightedFile
-from data_prep.build import CacheConfig
-
 from components.base_model import HUB_REFERENCE, BaseModel, LoraFile
 from components.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
 from components.trainer import TrainConfig
+from data_prep.build import CacheConfig
 from evaluation.benchmark import BenchmarkConfig, BenchmarkMethod
 from evaluation.clip_scores import ClipModel
 from evaluation.registry import RegistryEntry
@@ -188,7 +187,7 @@ def pocket_full() -> Recipe:
         log_every_steps=25,
     )
     return pocket().replace(
-        footage=DrawnClips(count=1200, seed=1),
+        footage=DrawnClips(count=640, seed=1),
         shot_footage=DrawnClips(count=50, seed=2),
         domain_adapter=DomainAdapterTraining(rank=16, train=train.replace(steps=800, batch_size=16)),
         motion_module=MotionModuleTraining(preset="from-base", train=train),

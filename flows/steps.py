@@ -10,11 +10,10 @@ from infra.artifacts import Artifact
 
 if TYPE_CHECKING:
     from components.animator import AnimationConfig, AnimationModels
-    from data_prep.build import CacheConfig
-
     from components.base_model import BaseModel
     from components.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
     from components.train_log import StepReport
+    from data_prep.build import CacheConfig
     from evaluation.benchmark import BenchmarkConfig
 
     OnStep = Callable[[StepReport], None]
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
 
 def latent_cache(config: CacheConfig, source: Path, videos: Path | None, base: BaseModel, out: Path) -> Artifact:
     """Videos → latents, encoded by the base model's VAE."""
-    from data_prep.build import build_latent_cache
-
     from components.base_model import resolve
+    from data_prep.build import build_latent_cache
 
     return build_latent_cache(config, source, videos, resolve(base.path), out)
 
@@ -33,9 +31,8 @@ def domain_adapter(
     config: DomainAdapterTraining, base: BaseModel, cache: Path, out: Path, on_step: OnStep | None = None
 ) -> Artifact:
     """Latents → domain adapter (stage 1)."""
-    from data_prep.cache import LatentCache
-
     from components.stages import train_domain_adapter
+    from data_prep.cache import LatentCache
 
     latents = LatentCache(cache)
     return train_domain_adapter(config, base, latents, latents.artifact.as_input(), out, on_step)
@@ -50,9 +47,8 @@ def motion_module(
     on_step: OnStep | None = None,
 ) -> Artifact:
     """Latents → motion module (stage 2), with the domain adapter active and frozen."""
-    from data_prep.cache import LatentCache
-
     from components.stages import train_motion_module
+    from data_prep.cache import LatentCache
 
     latents = LatentCache(cache)
     return train_motion_module(config, base, latents, latents.artifact.as_input(), out, domain_adapter, on_step)
@@ -68,9 +64,8 @@ def motion_lora(
     on_step: OnStep | None = None,
 ) -> Artifact:
     """Latents of one shot type → MotionLoRA (stage 3)."""
-    from data_prep.cache import LatentCache
-
     from components.stages import train_motion_lora
+    from data_prep.cache import LatentCache
 
     latents = LatentCache(cache)
     return train_motion_lora(

@@ -73,7 +73,7 @@ def apply_overrides(config: C, overrides: Sequence[str | tuple[str, Any]]) -> C:
     tree = config.model_dump()
     for override in overrides:
         path, value = parse_override(override) if isinstance(override, str) else override
-        node = tree
+        node: Any = tree
         *parents, last = path.split(".")
         for depth, part in enumerate([*parents, last]):
             if not isinstance(node, dict) or part not in node:

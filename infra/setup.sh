@@ -14,9 +14,8 @@ stop() { printf '[setup] %s\n' "$@" >&2; exit 2; }
 
 # Runs a command and says every fifteen seconds that it is still at it.
 patiently() {
-    local what=$1; shift
     "$@" & local job=$!
-    ( while sleep 15; do say "  still $what: $(du -sh .venv 2>/dev/null | cut -f1) in .venv"; done ) & local clock=$!
+    ( while sleep 15; do say "  still at it (the first time, about 3 GB are downloaded)"; done ) & local clock=$!
     trap 'kill $job $clock 2>/dev/null' INT TERM
     local code=0
     wait $job || code=$?
@@ -55,8 +54,8 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
     say "Making .venv with $("$PYTHON" --version)"
     "$UV" venv --quiet --clear --python "$PYTHON" .venv
 fi
-say "Installing $(grep -c '==' requirements.lock) pinned packages, checked against their hashes (about 6 GB; the first time half a minute to several)"
-patiently installing "$UV" pip sync --quiet --require-hashes --python .venv/bin/python requirements.lock
+say "Installing $(grep -c '==' requirements.lock) pinned packages, checked against their hashes (6 GB on disk; half a minute to several)"
+patiently "$UV" pip sync --quiet --require-hashes --python .venv/bin/python requirements.lock
 say "Installing animateflow itself"
 "$UV" pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable .
 echo "$wanted" >"$STAMP"

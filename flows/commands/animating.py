@@ -49,7 +49,6 @@ def animate(
     --motion-lora zoom-in.safetensors:0.8 --prompt "a fox running through snow" --out runs/mine/fox`
     """
     from components.animator import AnimationModels
-
     from components.base_model import LoraFile
     from flows import steps
 

@@ -63,9 +63,8 @@ def inspect(
 
     `--base` must be the model whose VAE encoded the cache.
     """
-    from data_prep.inspect import inspect_cache
-
     from components.base_model import resolve
+    from data_prep.inspect import inspect_cache
 
     whole = recipe_with(recipe, None, base)
     page = inspect_cache(folder, resolve(whole.base.path), out or folder.with_name(f"{folder.name}-inspect.html"))

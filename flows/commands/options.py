@@ -11,7 +11,6 @@ from infra.errors import UserError
 
 if TYPE_CHECKING:
     from components.animator import WeightedFile
-
     from flows.recipes import Recipe
     from infra.artifacts import Artifact
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import SetOption, recipe_with, tell
+from flows.commands.options import SetOption, recipe_with
 
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its clips and its weights.")
 
@@ -62,17 +62,23 @@ def clips(
 
 @pocket.command()
 def build(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write the weights to.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the models, the stages and the weights.")],
     overrides: SetOption = None,
 ) -> None:
-    """Trains the pocket VAE, base model, CLIP and two personalised models from nothing: about 1.5 hours on two cores.
+    """Trains everything that ships under infra/pocket/weights from nothing: two to three hours on two cores.
 
-    A short try: `animateflow pocket build --out /tmp/world --set vae_steps=20 --set base_steps=20`
+    `--set` changes the recipe pocket-full, and with `models.` in front the lengths of the models' own trainings.
+
+    A short try: `animateflow pocket build --out try --set models.base_steps=20 --set motion_module.train.steps=20`
     """
+    from flows.pocket_weights import build_pocket_weights
     from infra.config import apply_overrides
-    from infra.pocket.build import PocketModels, build_models
+    from infra.pocket.build import PocketModels
 
-    tell(build_models(apply_overrides(PocketModels(), overrides or []), out))
+    given = overrides or []
+    models = [text.removeprefix("models.") for text in given if text.startswith("models.")]
+    stages = [text for text in given if not text.startswith("models.")]
+    typer.echo(f"Wrote {build_pocket_weights(apply_overrides(PocketModels(), models), stages, out)}")
 
 
 def add_to(main: typer.Typer) -> None:

@@ -26,7 +26,7 @@ class PocketModels(Config):
     """Seed of pictures, initial weights and batches."""
     vae_steps: int = 4000
     """Steps of 16 pictures."""
-    base_steps: int = 6500
+    base_steps: int = 5000
     """Steps of 32 latents."""
     clip_steps: int = 1500
     """Steps of 96 pictures and captions."""

@@ -162,7 +162,7 @@ def train_base(
     )
     pictures, captions = stills(stills_count, seed)
     loss = image_loss(pipeline, encode(vae, pictures), captions, seed)
-    fit("pocket base model", [unet, text_encoder], loss, steps, learning_rate=1e-3)
+    fit("pocket base model", [unet, text_encoder], loss, steps, learning_rate=1e-3, horizon=1.3)
     return pipeline
 
 
@@ -220,15 +220,19 @@ def fit(
     steps: int,
     learning_rate: float,
     ema: float = 0.999,
+    horizon: float = 1.0,
 ) -> None:
-    """AdamW with warm-up and cosine decay; leaves the exponential moving average of the weights in the modules."""
+    """AdamW with warm-up and a cosine decay that ends after `horizon` times the steps.
+
+    Leaves the exponential moving average of the weights in the modules.
+    """
     group = torch.nn.ModuleList(modules)
     parameters = [parameter for parameter in group.parameters() if parameter.requires_grad]
     averages = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01, fused=True)
     warmup = min(200, steps // 10 + 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps)) + 0.01)
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * np.cos(np.pi * step / (horizon * steps)) + 0.01)
     )
     group.train()
     smooth = None

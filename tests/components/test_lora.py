@@ -69,9 +69,9 @@ def test_only_the_kind_s_layers_are_trainable(pipeline: Any) -> None:
 
 
 def test_the_wrong_kind_is_named(trained: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match="is a domain adapter, not a MotionLoRA.*Pass it as --domain-adapter") as one:
+    with pytest.raises(UserError, match=r"is a domain adapter, not a MotionLoRA.*Pass it as --domain-adapter") as one:
         load_motion_lora(trained["domain-adapter"] / "domain_adapter.safetensors")
-    with pytest.raises(UserError, match="is a MotionLoRA, not a domain adapter.*Pass it as --motion-lora") as other:
+    with pytest.raises(UserError, match=r"is a MotionLoRA, not a domain adapter.*Pass it as --motion-lora") as other:
         load_domain_adapter(trained["motion-lora"] / "original" / "motion_lora.safetensors")
     assert (one.value.exit_code, other.value.exit_code) == (2, 2)
 

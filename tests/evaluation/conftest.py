@@ -1,4 +1,4 @@
-"""A CLIP model small enough to make for every run: random weights, real open_clip code."""
+"""Models small enough to make for every run: random weights, real open_clip and diffusers code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.components.conftest import random_pipeline
 
 CLIP_CONFIG = {
     "embed_dim": 32,
@@ -30,3 +32,26 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"model_cfg": CLIP_CONFIG, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of a random image model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    random_pipeline().save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def motion_modules(image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A motion module for 8 frames, and one whose two positions are too few for any benchmark here."""
+    from components.base_model import BaseModel, load_base
+    from components.motion_module import MotionModuleConfig, fresh_motion_adapter, save_motion_module
+
+    unet = load_base(BaseModel(path=image_model)).unet
+    folders = {}
+    for name, frames in (("eight", 8), ("two", 2)):
+        config = MotionModuleConfig(preset="from-base", max_frames=frames)
+        folders[name] = tmp_path_factory.mktemp("modules") / name
+        save_motion_module(folders[name], fresh_motion_adapter(config, unet), {"preset": config.preset})
+    return folders

@@ -1,0 +1,100 @@
+"""LoRAs of image models in kohya's format, what Civitai shares: W += scale · (alpha / rank) · up @ down.
+
+A tensor is named `lora_unet_<layer with _ for .>.lora_down.weight` (`lora_te_…` in the text encoder). They are folded
+into the weights here rather than put on by diffusers, which warns of what it does not recognise and loads the rest, and
+which loses alpha in the text encoder since transformers 5 (seen with diffusers 0.42.1: the effect is rank/alpha times
+too strong). A model with its LoRAs is then a plain model, and every tensor of the file is used or named in an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from components.weight_files import KINDS, read_weights
+from infra.errors import UserError
+
+DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+
+
+def fold_lora(unet: nn.Module, text_encoder: nn.Module, path: Path, scale: float) -> None:
+    """Adds the LoRA to the weights, in place.
+
+    Raises:
+        UserError: not a LoRA in kohya's format (LoHa, LoKr and DoRA are not), or layers that the model lacks or has in
+            other sizes.
+    """
+    pairs = _read(path)
+    layers = _layers(unet, text_encoder)
+    if absent := sorted(name for name in pairs if name not in layers):
+        raise UserError(
+            f"Of the {len(pairs)} layers in {path}, {len(pairs) - len(absent)} exist in the base model; "
+            f"{', '.join(absent[:3])}{' …' if len(absent) > 3 else ''} do not.",
+            "It was made for another model (SDXL or SD 2, for instance).",
+            "Pass a LoRA made for Stable Diffusion 1.x.",
+        )
+    deltas = {name: _delta(*pair) for name, pair in pairs.items()}
+    if wrong := [name for name, delta in deltas.items() if delta.numel() != layers[name].numel()]:
+        sizes = f"{wrong[0]} is {tuple(deltas[wrong[0]].shape)} and the model's is {tuple(layers[wrong[0]].shape)}"
+        raise UserError(
+            f"{path} does not fit the base model: {sizes}.",
+            "It was trained on a model of other widths.",
+            "Pass a LoRA made for this base model.",
+        )
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            layers[name] += (scale * delta).view_as(layers[name])
+
+
+def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Layer name to (down, up, alpha), float32; alpha is the rank where the file gives none."""
+    header, tensors = read_weights(path)
+    if header.kind != "kohya-lora":
+        hints = {
+            "lycoris": "LoHa and LoKr are not supported.",
+            "checkpoint": "It is a base model of its own.",
+        }
+        raise UserError(
+            f"{path} is {KINDS[header.kind]}, not a LoRA in kohya format.",
+            hints.get(header.kind, "Only LoRAs of Stable Diffusion 1.x image models can be added to a base model."),
+            "Pass a file whose tensors are named lora_unet_… and lora_te_….",
+        )
+    parts = {name: re.fullmatch(r"(.+?)(\.lora_down\.weight|\.lora_up\.weight|\.alpha)", name) for name in tensors}
+    layers = {match[1] for match in parts.values() if match}
+    strange = [name for name, match in parts.items() if match is None]
+    strange += [layer + end for layer in layers for end in (DOWN, UP) if layer + end not in tensors]
+    if strange:
+        raise UserError(
+            f"{path} has unknown or missing tensors: {', '.join(sorted(strange)[:3])}{' …' if strange[3:] else ''}.",
+            "Using only the rest would change the model in a way that its author did not mean.",
+            "Pass a plain LoRA (lora_down, lora_up, alpha).",
+        )
+    out = {}
+    for layer in sorted(layers):
+        down, up = tensors[layer + DOWN].float(), tensors[layer + UP].float()
+        alpha = float(tensors[layer + ALPHA]) if layer + ALPHA in tensors else float(down.shape[0])
+        out[layer] = (down, up, alpha)
+    return out
+
+
+def _delta(down: Tensor, up: Tensor, alpha: float) -> Tensor:
+    """(out, in) of a linear layer or 1x1 convolution, (out, in, k, k) of a larger one whose up is 1x1."""
+    product = up.flatten(1) @ down.flatten(1)
+    shape = (up.shape[0], *down.shape[1:])
+    return (alpha / down.shape[0]) * product.view(shape)
+
+
+def _layers(unet: nn.Module, text_encoder: nn.Module) -> Mapping[str, Tensor]:
+    """Weights by the names that kohya's trainer gives their layers."""
+    found = {}
+    for prefix, module in (("lora_unet_", unet), ("lora_te_text_model_", text_encoder)):
+        for name, part in module.named_modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d)):
+                plain = name.removeprefix("text_model.").replace(".", "_")
+                found[prefix + plain] = cast(Any, part.weight)
+    return found

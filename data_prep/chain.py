@@ -1,0 +1,78 @@
+"""The Ray Data chain: shard tasks in, shards on the disk, their summaries out.
+
+Ray brings the actors and hands them work; what is done with a video, and when a shard is finished, is ours. Ray's own
+Parquet writer appends on a rerun, and its retries turn one video that crashes a decoder into a run that never ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from infra.errors import AnimateflowError, WorkError
+
+if TYPE_CHECKING:
+    from data_prep.worker import ShardTask, WorkerSettings
+
+
+def encode_shards(tasks: list[ShardTask], settings: WorkerSettings, workers: int) -> Iterator[dict[str, Any]]:
+    """Makes the shards on `workers` actors; yields the summary of each as it is done, in order.
+
+    Without a task Ray is not started.
+
+    Raises:
+        WorkError: an actor failed or was killed. Finished shards stay.
+    """
+    if not tasks:
+        return
+    from infra.runtime import ray_session
+
+    with ray_session():
+        from ray.exceptions import RayError
+
+        try:
+            yield from _dataset(tasks, settings, min(workers, len(tasks))).iter_rows()
+        except RayError as error:
+            raise _explained(error) from None
+
+
+def _dataset(tasks: list[ShardTask], settings: WorkerSettings, workers: int) -> Any:
+    import ray
+
+    from data_prep.worker import ShardWorker
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its plan and its bars; we report shards
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    with ray.data.DataContext.current(context):
+        items = [{"task": pickle.dumps(task)} for task in tasks]
+        return ray.data.from_items(items, override_num_blocks=len(items)).map(
+            ShardWorker,
+            fn_constructor_args=(settings,),
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=0.5,  # whole CPUs would starve Ray's own tasks on a machine of two
+            num_gpus=_gpus_each(settings.device, workers),
+            max_restarts=0,  # by default an actor that is killed, out of memory say, is restarted for ever
+            max_task_retries=0,
+        )
+
+
+def _gpus_each(device: str, workers: int) -> float | None:
+    import torch
+
+    return min(1.0, torch.cuda.device_count() / workers) if device.startswith("cuda") else None
+
+
+def _explained(error: Exception) -> Exception:
+    """Our own errors as they were raised in the actor; any other as a failure of the work."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, AnimateflowError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    last = str(error).strip().splitlines()[-1]
+    return WorkError(
+        f"Encoding stopped: {last}", "Finished shards are kept.", "Run the same command again to go on from there."
+    )
