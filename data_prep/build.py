@@ -73,7 +73,7 @@ def build_latent_cache(config: CacheConfig, source: Path, videos: Path | None, v
     """
     from data_prep.encode import vae_folder
     from data_prep.plan import as_input, with_hashes
-    from data_prep.sources import read_source
+    from data_prep.sources import read_source, videos_folder
 
     weights = vae_folder(vae)
     rows, hashes = with_hashes(read_source(source, videos))
@@ -83,6 +83,7 @@ def build_latent_cache(config: CacheConfig, source: Path, videos: Path | None, v
         return done
     with artifacts.draft(out, KIND, config, inputs, resumable=True) as draft:
         _build(config, rows, hashes, weights, draft)
+        draft.metrics["videos_folder"] = str(videos_folder(source, videos).resolve())
     return artifacts.load(out, KIND)
 
 

@@ -70,6 +70,11 @@ class LatentCache:
         """What a trainer multiplies the latents by."""
         return float(self.artifact.metrics["scaling_factor"])
 
+    @property
+    def channels(self) -> int:
+        """C of every clip; 0 for an empty cache."""
+        return self._shapes[0][1] if self._shapes else 0
+
     def row(self, index: int) -> CachedClip:
         """A clip with all its columns, by its place in the order of clip ids."""
         shard, place = self._places[index]

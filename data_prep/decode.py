@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.probe import Probe, UnusableError, probe
 from data_prep.shot_types import ShotType, crop_path, frames_before_blur
+
+if TYPE_CHECKING:
+    from data_prep.build import CacheConfig
 
 UInt8 = NDArray[np.uint8]
 
@@ -35,6 +39,22 @@ class DecodeRequest:
     shot_type: ShotType
     window: str
     seed: int
+
+
+def request_for(config: CacheConfig, clip_id: str, path: Path) -> DecodeRequest:
+    """What a cache of this config asks of a file."""
+    return DecodeRequest(
+        clip_id=clip_id,
+        path=path,
+        size=config.size,
+        fps=config.fps,
+        stride=config.stride,
+        frames_min=config.frames_min,
+        frames_max=config.frames_max,
+        shot_type=config.shot_type,
+        window=config.window,
+        seed=config.seed,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.checks import check_source
-from data_prep.decode import DecodeRequest
+from data_prep.decode import request_for
 from data_prep.rows import Rejection
 from data_prep.sources import Problem, SourceRow
 from data_prep.worker import ClipTask, ShardTask
@@ -86,16 +86,4 @@ def plan(config: CacheConfig, rows: list[SourceRow], hashes: dict[Path, str], fo
 
 def _clip_task(config: CacheConfig, row: SourceRow, hashes: dict[Path, str]) -> ClipTask:
     assert row.path is not None, "an accepted row has a file"
-    request = DecodeRequest(
-        clip_id=row.clip_id,
-        path=row.path,
-        size=config.size,
-        fps=config.fps,
-        stride=config.stride,
-        frames_min=config.frames_min,
-        frames_max=config.frames_max,
-        shot_type=config.shot_type,
-        window=config.window,
-        seed=config.seed,
-    )
-    return ClipTask(row.caption, row.source, hashes[row.path], request)
+    return ClipTask(row.caption, row.source, hashes[row.path], request_for(config, row.clip_id, row.path))

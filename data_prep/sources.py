@@ -34,7 +34,7 @@ class SourceRow:
     clip_id: str
     caption: str
     source: str
-    """The path as given, relative to the source's folder."""
+    """The path below `videos_folder`: as given, or for WebVid as found."""
     path: Path | None = None
     """Where the file lies, resolved; None where there is a problem."""
     problem: Problem | None = None
@@ -77,6 +77,11 @@ def read_source(source: Path, videos: Path | None) -> list[SourceRow]:
     return rows
 
 
+def videos_folder(source: Path, videos: Path | None) -> Path:
+    """The folder that a source's paths are relative to."""
+    return source if source.is_dir() else videos if videos is not None else source.parent
+
+
 def locate(root: Path, candidates: list[str]) -> Path | Problem:
     """The first candidate that is a file below `root`, symbolic links resolved; else what is wrong with them."""
     base = root.resolve()
@@ -110,7 +115,7 @@ def _from_webvid(source: Path, videos: Path | None) -> Iterator[SourceRow]:
         yield SourceRow(
             clip_id=clip_id,
             caption=row.values["name"].strip(),
-            source=candidates[0],
+            source=candidates[0] if path is None else path.relative_to(videos.resolve()).as_posix(),
             path=path,
             problem=problem,
             duration=row.values["duration"].strip(),
@@ -119,7 +124,7 @@ def _from_webvid(source: Path, videos: Path | None) -> Iterator[SourceRow]:
 
 
 def _from_table(rows: Iterator[TableRow], source: Path, videos: Path | None) -> Iterator[SourceRow]:
-    root = videos if videos is not None else source.parent
+    root = videos_folder(source, videos)
     for row in rows:
         if row.problem:
             yield _malformed(row)

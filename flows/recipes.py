@@ -176,7 +176,7 @@ def pocket() -> Recipe:
 def pocket_full() -> Recipe:
     """What made the shipped weights: the pocket recipe from nothing, with thousands of steps."""
     train = TrainConfig(
-        steps=3500,
+        steps=2000,
         batch_size=4,
         learning_rate=1e-3,
         warmup_steps=100,

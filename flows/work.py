@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,30 +26,36 @@ class Work:
 
     recipe: Recipe
     root: Path
+    _in_hand: dict[Hashable, Artifact] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def latent_cache(self, source: Path | None = None, videos: Path | None = None) -> Artifact:
         """Videos → latents."""
-        given = Footage(source, videos) if source else self.recipe.footage.provide(self.root / "pocket-clips/footage")
-        return steps.latent_cache(
-            self.recipe.cache, given.source, given.videos, self.recipe.base, self.root / "latent-cache/footage"
-        )
+
+        def make(out: Path) -> Artifact:
+            clips = self.root / "pocket-clips/footage"
+            given = Footage(source, videos) if source else self.recipe.footage.provide(clips)
+            return steps.latent_cache(self.recipe.cache, given.source, given.videos, self.recipe.base, out)
+
+        return self._once("latent-cache/footage", make, source, videos)
 
     def shot_cache(self, source: Path | None = None, videos: Path | None = None) -> Artifact:
         """Reference clips → latents of one shot type."""
-        shot = self.recipe.shots.shot_type
-        given = (
-            Footage(source, videos) if source else self.recipe.shot_footage.provide(self.root / "pocket-clips/shots")
-        )
-        return steps.latent_cache(
-            self.recipe.shots, given.source, given.videos, self.recipe.base, self.root / f"latent-cache/{shot}"
-        )
+
+        def make(out: Path) -> Artifact:
+            clips = self.root / "pocket-clips/shots"
+            given = Footage(source, videos) if source else self.recipe.shot_footage.provide(clips)
+            return steps.latent_cache(self.recipe.shots, given.source, given.videos, self.recipe.base, out)
+
+        return self._once(f"latent-cache/{self.recipe.shots.shot_type}", make, source, videos)
 
     def domain_adapter(self, cache: Path | None = None, on_step: OnStep | None = None) -> Artifact:
         """Latents → domain adapter."""
         cache = cache or self.latent_cache().folder
-        return steps.domain_adapter(
-            self.recipe.domain_adapter, self.recipe.base, cache, self.root / "domain-adapter/adapter", on_step
-        )
+
+        def make(out: Path) -> Artifact:
+            return steps.domain_adapter(self.recipe.domain_adapter, self.recipe.base, cache, out, on_step)
+
+        return self._once("domain-adapter/adapter", make, cache)
 
     def motion_module(
         self, cache: Path | None = None, domain_adapter: Path | None = None, on_step: OnStep | None = None
@@ -57,9 +63,11 @@ class Work:
         """Latents → motion module."""
         cache = cache or self.latent_cache().folder
         adapter = domain_adapter or self.domain_adapter(cache).folder
-        return steps.motion_module(
-            self.recipe.motion_module, self.recipe.base, cache, adapter, self.root / "motion-module/motion", on_step
-        )
+
+        def make(out: Path) -> Artifact:
+            return steps.motion_module(self.recipe.motion_module, self.recipe.base, cache, adapter, out, on_step)
+
+        return self._once("motion-module/motion", make, cache, adapter)
 
     def motion_lora(
         self,
@@ -72,8 +80,11 @@ class Work:
         cache = cache or self.shot_cache().folder
         adapter = domain_adapter or self.domain_adapter().folder
         motion = motion_module or self.motion_module(domain_adapter=adapter).folder
-        out = self.root / f"motion-lora/{self.recipe.shots.shot_type}"
-        return steps.motion_lora(self.recipe.motion_lora, self.recipe.base, cache, motion, adapter, out, on_step)
+
+        def make(out: Path) -> Artifact:
+            return steps.motion_lora(self.recipe.motion_lora, self.recipe.base, cache, motion, adapter, out, on_step)
+
+        return self._once(f"motion-lora/{self.recipe.shots.shot_type}", make, cache, motion, adapter)
 
     def animation(self, prompt: str | None = None, seed: int | None = None) -> Artifact:
         """Weights → animation, with the personalised model of the recipe."""
@@ -90,6 +101,13 @@ class Work:
             self.motion_module().folder, self.motion_lora().folder, self.domain_adapter().folder
         )
         return steps.benchmark(config, self.root / "benchmark" / name)
+
+    def _once(self, place: str, make: Callable[[Path], Artifact], *given: Path | None) -> Artifact:
+        """Makes or finds an artifact, and hashes its inputs, once in the life of this object."""
+        key = (place, *given)
+        if key not in self._in_hand:
+            self._in_hand[key] = make(self.root / place)
+        return self._in_hand[key]
 
 
 def slug(text: str) -> str:

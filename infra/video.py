@@ -12,11 +12,17 @@ UInt8 = NDArray[np.uint8]
 
 
 def write_mp4(path: Path, frames_FHWC: UInt8, fps: int, crf: int = 20) -> None:
-    """H.264, 4:2:0, one thread so that equal frames give equal bytes; H and W must be even."""
+    """H.264, 4:2:0; equal frames give equal bytes; H and W must be even.
+
+    One thread, and no macroblock tree: its look-ahead reads memory that nobody wrote, and gave five different files
+    in 100 writings of the same frames.
+    """
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "threads": "1"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
+        )
         stream.height, stream.width = frames_FHWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames_FHWC:

@@ -62,23 +62,25 @@ def clips(
 
 @pocket.command()
 def build(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the models, the stages and the weights.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for everything; the weights end in OUT/weights.")],
     overrides: SetOption = None,
 ) -> None:
-    """Trains everything that ships under infra/pocket/weights from nothing: two to three hours on two cores.
+    """Trains everything that ships in `infra/pocket/weights/` from nothing: two to three hours on two cores.
 
-    `--set` changes the recipe pocket-full, and with `models.` in front the lengths of the models' own trainings.
+    VAE, base model, CLIP, two personalised models, then the three stages on drawn clips. Stopped, it goes on with what
+    is missing. Fields of `models` are those of the image models, all others those of the recipe pocket-full.
 
-    A short try: `animateflow pocket build --out try --set models.base_steps=20 --set motion_module.train.steps=20`
+    A short try: `animateflow pocket build --out /tmp/world --set models.base_steps=20 --set motion_module.train.steps=20`
     """
     from flows.pocket_weights import build_pocket_weights
     from infra.config import apply_overrides
     from infra.pocket.build import PocketModels
 
     given = overrides or []
-    models = [text.removeprefix("models.") for text in given if text.startswith("models.")]
-    stages = [text for text in given if not text.startswith("models.")]
-    typer.echo(f"Wrote {build_pocket_weights(apply_overrides(PocketModels(), models), stages, out)}")
+    of_models = [text.removeprefix("models.") for text in given if text.startswith("models.")]
+    models = apply_overrides(PocketModels(), of_models)
+    weights = build_pocket_weights(models, [text for text in given if not text.startswith("models.")], out)
+    typer.echo(f"Weights: {weights}")
 
 
 def add_to(main: typer.Typer) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -91,6 +92,11 @@ def test_a_frozen_clip_is_flagged(tmp_path: Path):
     assert (got.object_velocity_x, got.object_velocity_y) == (0, 0)
 
 
+def test_a_creeping_shape_repeats_no_frame(tmp_path: Path):
+    write_mp4(tmp_path / "clip.mp4", render(replace(SCENE, motion="moving left"), 8, 64, 10 * FPS), FPS)
+    assert measure_motion(read_mp4(tmp_path / "clip.mp4"), FPS).duplicate_ratio == 0
+
+
 def test_flicker_is_not_motion_that_the_flow_explains(tmp_path: Path):
     noise = np.random.default_rng(0).normal(0, 25, (16, 64, 64, 3))
     frozen = np.repeat(render(SCENE, 1, 64), 16, axis=0)
@@ -108,6 +114,18 @@ def test_cuts_are_left_out():
     both = measure_motion(np.stack([first[0], second[0]]), FPS)
     assert both.cut_ratio == 1
     assert np.isnan([both.dynamic_degree, both.zoom_rate, both.object_velocity_x]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_number_of_cores_is_no_part_of_the_score(threads: int):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    expected = measure_motion(noise, FPS)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    try:
+        assert measure_motion(noise, FPS) == expected
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_one_frame_has_no_motion():

@@ -22,6 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SHORT = [
     "footage.count=8",
     "shot_footage.count=6",
+    "domain_adapter.init_from=null",
+    "motion_module.init_from=null",
+    "motion_lora.init_from=null",
     "domain_adapter.train.steps=2",
     "motion_module.train.steps=3",
     "motion_lora.train.steps=2",
@@ -35,6 +38,7 @@ SHORT = [
     "benchmark.animation.steps=2",
     "benchmark.prompts=[a red square moving left on grass]",
     "benchmark.references=2",
+    "benchmark.methods=[{name: image-model, title: Image model}]",
 ]
 
 

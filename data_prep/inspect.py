@@ -1,0 +1,187 @@
+"""A latent cache as one HTML page: what is in it, as pictures decoded from the latents, and what is not, with reasons.
+
+The page is one file without scripts. Captions and messages come from strangers and are escaped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_prep.cache import LatentCache
+from data_prep.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
+from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, request_for
+from data_prep.pictures import animation, histogram, psnr, strip
+from data_prep.shards import read_manifest
+from infra.errors import UserError
+from infra.hashing import sha256_file
+
+if TYPE_CHECKING:
+    from data_prep.build import CacheConfig
+    from data_prep.encode import UInt8
+
+CLIPS_SHOWN = 12
+FRAMES_SHOWN = 24
+STRIP_FRAMES = 8
+CLIPS_IN_STATISTICS = 64
+EXAMPLES_PER_REASON = 3
+SOURCE_SECONDS_MAX = 60.0
+
+
+@dataclass(frozen=True)
+class Card:
+    """A clip of the contact sheet."""
+
+    clip_id: str
+    caption: str
+    facts: str
+    latents: str
+    """Animation decoded from the latents."""
+    source: str | None
+    """Animation of the pixels that were encoded; None where the video is not here or has changed."""
+    strip: str
+    psnr: float | None
+    """Of the decoded latents against those pixels, dB."""
+
+
+def inspect_cache(folder: Path, vae: Path, out: Path) -> Path:
+    """Writes the page to `out` and returns it.
+
+    `vae` is the folder, or pipeline folder, of the VAE that encoded the cache. The source's frames are shown beside the
+    decoded ones where the videos still lie where the cache was built from.
+
+    Raises:
+        UserError: `folder` is no finished latent cache, or `vae` is another VAE than its own.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from components.base_model import vae_sha256
+    from data_prep.build import CacheConfig
+    from data_prep.encode import load_vae, vae_folder
+
+    cache = LatentCache(folder)
+    model = load_vae(vae_folder(vae), "cpu")
+    if (found := vae_sha256(model)) != cache.vae_sha256:
+        raise UserError(
+            f"The latents of {folder} were encoded by the VAE {cache.vae_sha256[:12]}; {vae} has {found[:12]}.",
+            "Another VAE decodes them to wrong colours or to noise.",
+            "Pass the model that the cache was built with to --base.",
+        )
+    config = CacheConfig.model_validate(cache.artifact.config)
+    manifest = read_manifest(folder)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("inspect_page.html.j2").render(
+        artifact=cache.artifact,
+        config=config,
+        cards=_cards(cache, config, model),
+        charts=_charts(manifest) if len(manifest) else [],
+        channels=_channels(cache),
+        rejections=_rejections(folder),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _cards(cache: LatentCache, config: CacheConfig, vae: Any) -> list[Card]:
+    shown = np.unique(np.linspace(0, len(cache) - 1, min(CLIPS_SHOWN, len(cache))).round().astype(int))
+    reader: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip)
+    try:
+        return [_card(cache, int(index), config, vae, reader) for index in shown]
+    finally:
+        reader.close()
+
+
+def _card(
+    cache: LatentCache, index: int, config: CacheConfig, vae: Any, reader: Child[DecodeRequest, DecodedClip | Refused]
+) -> Card:
+    from data_prep.encode import decode_latents
+
+    clip = cache.row(index)
+    decoded = decode_latents(vae, clip.latents_FChw[:FRAMES_SHOWN])
+    path = Path(cache.artifact.metrics["videos_folder"]) / clip.source
+    source = _source_frames(request_for(config, clip.clip_id, path), clip.content_sha256, reader)
+    seconds = len(clip.latents_FChw) / clip.fps
+    return Card(
+        clip_id=clip.clip_id,
+        caption=clip.caption,
+        facts=f"{len(clip.latents_FChw)} frames · {seconds:.1f} s at {clip.fps:g} fps · motion {clip.motion:.1f} · "
+        f"{clip.source_fps:.4g} fps source · crop {clip.crop[2]} px",
+        latents=animation(decoded, clip.fps),
+        source=None if source is None else animation(source[:FRAMES_SHOWN], clip.fps),
+        strip=strip(decoded, STRIP_FRAMES),
+        psnr=None if source is None else psnr(source[:FRAMES_SHOWN], decoded),
+    )
+
+
+def _source_frames(
+    request: DecodeRequest, sha256: str, reader: Child[DecodeRequest, DecodedClip | Refused]
+) -> UInt8 | None:
+    """The pixels that were encoded; None where the file is gone or is another one now."""
+    if not request.path.is_file() or sha256_file(request.path) != sha256:
+        return None
+    reader.start(request)
+    try:
+        answer = reader.finish(SOURCE_SECONDS_MAX)
+    except (ChildDiedError, ChildLateError, ChildRaisedError):
+        return None  # it could be read when the cache was built: this machine differs
+    return answer.frames_FHWC if isinstance(answer, DecodedClip) else None
+
+
+def _charts(manifest: Any) -> list[dict[str, str]]:
+    frames = np.asarray([shape[0] for shape in manifest["latents_shape"].to_pylist()], dtype=np.float64)
+    words = [float(len(caption.split())) for caption in manifest["caption"].to_pylist()]
+    series = (
+        ("Clip length", "s", frames / manifest["fps"].to_numpy()),
+        ("Source frame rate", "fps", manifest["source_fps"].to_numpy()),
+        ("Motion", "of 255, mean change of a pixel a frame", manifest["motion"].to_numpy()),
+        ("Caption length", "words", np.asarray(words)),
+    )
+    return [
+        {
+            "title": title,
+            "unit": unit,
+            "svg": histogram(values),
+            "low": f"{values.min():.3g}",
+            "median": f"{np.median(values):.3g}",
+            "high": f"{values.max():.3g}",
+        }
+        for title, unit, values in series
+    ]
+
+
+def _channels(cache: LatentCache) -> list[dict[str, float]]:
+    """Mean, deviation and range of each latent channel over some clips, scaled as a trainer sees them."""
+    if not len(cache):
+        return []
+    shown = np.unique(np.linspace(0, len(cache) - 1, min(CLIPS_IN_STATISTICS, len(cache))).round().astype(int))
+    values_CN = np.concatenate(
+        [cache.row(int(i)).latents_FChw.transpose(1, 0, 2, 3).reshape(cache.channels, -1) for i in shown], axis=1
+    ).astype(np.float32)
+    values_CN *= cache.scaling_factor
+    return [
+        {"mean": float(v.mean()), "deviation": float(v.std()), "low": float(v.min()), "high": float(v.max())}
+        for v in values_CN
+    ]
+
+
+def _rejections(folder: Path) -> list[dict[str, Any]]:
+    """By stage and reason, the most frequent first, with some examples each."""
+    rows = pq.read_table(folder / "rejected.parquet").to_pylist()
+    counts = Counter((row["stage"], row["reason"]) for row in rows)
+    return [
+        {
+            "stage": stage,
+            "reason": reason,
+            "count": count,
+            "examples": [row for row in rows if (row["stage"], row["reason"]) == (stage, reason)][:EXAMPLES_PER_REASON],
+        }
+        for (stage, reason), count in counts.most_common()
+    ]

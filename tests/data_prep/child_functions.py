@@ -1,0 +1,15 @@
+"""What a decoder does on a bad day, for the child process; spawned children import functions by name."""
+
+import os
+import signal
+import time
+
+
+def answer(request: str) -> str:
+    if request == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if request == "hang":
+        time.sleep(60)
+    if request == "raise":
+        raise KeyError("a surprise")
+    return f"{request}, {os.getpid()}"

@@ -1,0 +1,153 @@
+"""Drawn clips, a small random VAE, one Ray for the whole run, and a cache whose latents say where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.build import CacheConfig
+from data_prep.rows import rejected_table
+from data_prep.shards import write_shard, write_table
+from infra import artifacts
+from infra.pocket.clips import write_clips
+from infra.runtime import quiet_environment
+
+quiet_environment()
+
+REALVIDEO = Path(__file__).resolve().parents[3] / "shared" / "realvideo"
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray; `infra.runtime.ray_session` uses the running one."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    if started:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def realvideo() -> Path:
+    """Real footage beside the project, where there is any."""
+    if not REALVIDEO.is_dir():
+        pytest.skip("no real footage beside the project")
+    return REALVIDEO
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`clips.csv` of five drawn clips of 2.5 s at 16 fps, 64 pixels; the files are in `videos/`."""
+    return write_clips(tmp_path_factory.mktemp("clips"), 5, seed=7, size=64)
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random VAE as the `vae/` of a pipeline folder: four latent channels at a fourth of the size."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+    )
+    folder = tmp_path_factory.mktemp("pipeline")
+    model.save_pretrained(folder / "vae")
+    return folder
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write_video(tmp_path: Path) -> Write:
+    """Writes frames (F, H, W, 3) to `tmp_path/name`; `seconds` gives each frame's time, otherwise `fps` does."""
+    import av
+
+    def write(
+        name: str,
+        frames_FHWC: np.ndarray,
+        fps: int = 16,
+        codec: str = "libx264",
+        pix_fmt: str = "yuv420p",
+        seconds: list[float] | None = None,
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=fps, options=options or {})
+            stream.height, stream.width = frames_FHWC.shape[1:3]
+            stream.pix_fmt = pix_fmt
+            stream.codec_context.time_base = Fraction(1, 1000)
+            for place, pixels in enumerate(frames_FHWC):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.time_base = Fraction(1, 1000)
+                frame.pts = round(1000 * (place / fps if seconds is None else seconds[place]))
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a finished cache of clips with the given frame counts. A latent's value is 100 · clip + frame."""
+
+    def make(*frames: int, name: str = "cache", shard_clips: int = 2) -> Path:
+        out = tmp_path / name
+        rows = [cache_row(index, count) for index, count in enumerate(frames)]
+        with artifacts.draft(out, "latent-cache", CacheConfig(size=8, frames_min=1), {}) as draft:
+            for shard, first in enumerate(range(0, len(rows), shard_clips)):
+                write_shard(draft.folder / f"shard-{shard:05d}-x.parquet", rows[first : first + shard_clips], [])
+            write_table(draft.folder / "rejected.parquet", rejected_table([]))
+            draft.counts = {"clips": len(rows), "rejected": 0, "frames": sum(frames)}
+            draft.metrics = {"vae_sha256": "v" * 64, "scaling_factor": 0.5}
+        return out
+
+    return make
+
+
+def cache_row(index: int, frames: int) -> dict[str, Any]:
+    values = 100 * index + np.arange(frames, dtype=np.float16)
+    latents = np.broadcast_to(values[:, None, None, None], (frames, 4, 2, 3)).astype(np.float16)
+    data = latents.tobytes()
+    return {
+        "clip_id": f"{index:04d}",
+        "caption": f"clip {index}",
+        "source": f"{index}.mp4",
+        "content_sha256": "0" * 64,
+        "source_fps": 16.0,
+        "source_frames": 2 * frames,
+        "fps": 8.0,
+        "source_indices": list(range(0, 2 * frames, 2)),
+        "crop": [0, 0, 8, 8],
+        "shot_type": "none",
+        "motion": 1.0,
+        "latents": data,
+        "latents_shape": list(latents.shape),
+        "latents_sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def noise_frames(frames: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Frames of large random squares, each frame unlike the others and easy on a codec."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (frames, height // 8, width // 8, 3), dtype=np.uint8)
+    return blocks.repeat(8, axis=1).repeat(8, axis=2)

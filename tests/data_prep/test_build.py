@@ -1,0 +1,197 @@
+"""Videos to a cache through the real parts: mp4 files, Ray Data, great_expectations, a VAE."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import build, plan
+from data_prep.build import CacheConfig, build_latent_cache
+from data_prep.cache import LatentCache
+from data_prep.encode import load_vae, vae_folder
+from data_prep.shards import shard_paths
+from data_prep.verify import verify
+from infra.artifacts import Artifact
+from infra.errors import UserError, WorkError
+
+CONFIG = CacheConfig(size=32, frames_max=20)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "SHARD_CLIPS", 2)
+
+
+def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
+    return [row for path in shard_paths(artifact.folder) for row in pq.read_table(path).to_pylist()]
+
+
+def rejected(artifact: Artifact) -> dict[str, tuple[str, str]]:
+    rows = pq.read_table(artifact.folder / "rejected.parquet").to_pylist()
+    return {row["clip_id"]: (row["stage"], row["reason"]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def whole(ray_local: None, clips: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The five drawn clips, built without a break."""
+    out = tmp_path_factory.mktemp("whole") / "cache"
+    return build_latent_cache(CONFIG, clips, clips.parent / "videos", vae, out)
+
+
+def test_every_clip_is_there_with_its_figures(whole: Artifact, clips: Path):
+    assert whole.counts == {"clips": 5, "rejected": 0, "frames": 100}
+    assert whole.metrics["hours"] == pytest.approx(5 * 20 / 8 / 3600, abs=1e-6)
+    assert whole.metrics["scaling_factor"] == 0.5
+    assert {"bytes", "seconds", "frames_per_second", "vae_sha256"} <= set(whole.metrics)
+    rows = rows_of(whole)
+    assert [row["clip_id"] for row in rows] == [f"{7_000_000 + i:09d}" for i in range(5)]
+    assert all(row["source_indices"] == list(range(0, 40, 2)) for row in rows)
+    assert all(row["latents_shape"] == [20, 4, 8, 8] for row in rows)
+    assert all((clips.parent / "videos" / row["source"]).is_file() for row in rows)
+    assert verify(whole.folder).ok
+    assert (whole.folder / "data_docs" / "index.html").is_file()
+    assert not list(whole.folder.glob(".*"))
+
+
+def test_latents_are_unscaled_posterior_means(whole: Artifact, clips: Path, vae: Path):
+    import av
+    import torch
+
+    from data_prep.crop import crop_frames
+    from data_prep.shot_types import crop_path
+
+    row = rows_of(whole)[0]
+    with av.open(str(clips.parent / "videos" / row["source"])) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    pixels = crop_frames(frames[row["source_indices"]], crop_path("none", 64, 64, 20, 8.0), 32)
+    with torch.inference_mode():
+        scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        mean = load_vae(vae_folder(vae), "cpu").encode(scaled).latent_dist.mean
+    latents = np.frombuffer(row["latents"], dtype=np.float16).reshape(row["latents_shape"])
+    assert np.abs(latents - mean.numpy()).max() < 2e-3 * np.abs(mean.numpy()).max()
+
+
+def test_it_trains(whole: Artifact):
+    cache = LatentCache(whole.folder)
+    batch = next(cache.batches(2, 16, seed=0))
+    assert tuple(batch.latents_BCFhw.shape) == (2, 4, 16, 8, 8)
+    assert set(batch.clip_ids).isdisjoint(cache.held_out(1, 16).clip_ids)
+
+
+def test_interrupted_it_goes_on_and_ends_the_same(
+    whole: Artifact, clips: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_shard_line", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_latent_cache(CONFIG, clips, clips.parent / "videos", vae, out)
+    done = {path.name: path.stat().st_mtime_ns for path in shard_paths(tmp_path / ".cache.partial")}
+    assert 1 <= len(done) <= 3
+    shard_paths(tmp_path / ".cache.partial")[-1].unlink() if len(done) == 3 else None
+    again = build_latent_cache(CONFIG, clips, clips.parent / "videos", vae, out)
+    kept = {path.name: path.stat().st_mtime_ns for path in shard_paths(out)}
+    assert len(kept) == 3
+    assert any(done.get(name) == time for name, time in kept.items())
+    assert rows_of(again) == rows_of(whole)
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_a_finished_cache_is_returned_without_ray(whole: Artifact, clips: Path, vae: Path, no_ray: None):
+    again = build_latent_cache(CONFIG.replace(workers=2), clips, clips.parent / "videos", vae, whole.folder)
+    assert again.record == whole.record
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr("infra.runtime.ray_session", refuse)
+
+
+def test_another_config_and_other_videos_are_refused(whole: Artifact, clips: Path, vae: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"config\.size was 32 and is now 64"):
+        build_latent_cache(CONFIG.replace(size=64), clips, clips.parent / "videos", vae, whole.folder)
+    shutil.copytree(clips.parent, tmp_path / "moved")
+    moved = tmp_path / "moved" / clips.name
+    again = build_latent_cache(CONFIG, moved, moved.parent / "videos", vae, whole.folder)
+    assert again.fingerprint == whole.fingerprint  # a path is no identity
+    video = sorted((moved.parent / "videos").rglob("*.mp4"))[0]
+    data = bytearray(video.read_bytes())
+    data[-1] ^= 1
+    video.write_bytes(data)
+    with pytest.raises(UserError, match=r"inputs\.videos was"):
+        build_latent_cache(CONFIG, moved, moved.parent / "videos", vae, whole.folder)
+
+
+def test_bad_rows_are_listed_logged_and_counted(
+    ray_local: None, clips: Path, vae: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = tmp_path / "footage"
+    folder.mkdir()
+    for place, path in enumerate(sorted(clips.parent.rglob("*.mp4"))[:3]):
+        shutil.copy(path, folder / f"clip_{place}.mp4")
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("no video")
+    (folder / "clip_2.txt").write_text("  ")
+    with caplog.at_level(logging.INFO, logger="animateflow"):
+        made = build_latent_cache(CONFIG, folder, None, vae, tmp_path / "cache")
+    assert rejected(made) == {
+        "clip_2.mp4": ("check", "empty_caption"),
+        "empty.mp4": ("decode", "empty_file"),
+        "text.mp4": ("decode", "not_a_video"),
+    }
+    assert made.counts == {
+        "clips": 2, "rejected": 3, "rejected.empty_caption": 1, "rejected.empty_file": 1, "rejected.not_a_video": 1,
+        "frames": 40,
+    }  # fmt: skip
+    assert [row["caption"] for row in rows_of(made)] == ["clip 0", "clip 1"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "animateflow.data_prep"]
+    assert sum(line.startswith("Shard ") for line in lines) == 2
+    assert any("rejected: 1 empty_file, 1 not_a_video" in line for line in lines)
+
+
+def test_too_many_rejections_fail_the_work_and_none_left_is_a_warning(
+    ray_local: None, vae: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "footage").mkdir()
+    (tmp_path / "footage" / "empty.mp4").write_bytes(b"")
+    with pytest.raises(WorkError, match="1 of 1 rows are rejected"):
+        build_latent_cache(CONFIG.replace(rejected_share_max=0.5), tmp_path / "footage", None, vae, tmp_path / "strict")
+    with caplog.at_level(logging.WARNING, logger="animateflow"):
+        made = build_latent_cache(CONFIG, tmp_path / "footage", None, vae, tmp_path / "cache")
+    assert made.counts["clips"] == 0
+    assert "Nothing is cached" in caplog.text
+    assert verify(made.folder).ok
+    with pytest.raises(UserError, match="holds no clip"):
+        LatentCache(made.folder).held_out(1, 16)
+
+
+def test_a_failing_worker_is_one_message(ray_local: None, clips: Path, vae: Path, tmp_path: Path):
+    broken = tmp_path / "vae"
+    shutil.copytree(vae / "vae", broken)
+    (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"rotten")
+    with pytest.raises(UserError, match="cannot be read"):
+        build_latent_cache(CONFIG, clips, clips.parent / "videos", broken, tmp_path / "cache")
+
+
+def test_no_vae(clips: Path, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    for path in (tmp_path, tmp_path / "none", clips):
+        with pytest.raises(UserError, match="AutoencoderKL|is not a folder"):
+            build_latent_cache(CONFIG, clips, clips.parent / "videos", path, tmp_path / "cache")
+
+
+def test_the_config_refuses_what_cannot_be():
+    with pytest.raises(UserError, match="frames_max 8 is below frames_min 16"):
+        CacheConfig().replace(frames_max=8)
+    assert CacheConfig(workers=2, encode_batch=1, device="cpu").fingerprint() == CacheConfig().fingerprint()
