@@ -48,7 +48,7 @@ class CacheConfig(Config):
     encode_batch: int = execution(16, ge=1)
     """Frames through the VAE at a time."""
     decode_seconds_max: float = execution(120.0, gt=0)
-    """A video whose decoding takes longer is rejected."""
+    """A video whose decoding takes longer is rejected. Seconds of work; by the clock a tenfold."""
     workers: int = execution(1, ge=1)
     """Actors, each with a VAE and a decoding process."""
     device: str = execution("auto")

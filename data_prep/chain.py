@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from infra.errors import AnimateflowError, WorkError
 
@@ -49,7 +49,7 @@ def _dataset(tasks: list[ShardTask], settings: WorkerSettings, workers: int) -> 
     with ray.data.DataContext.current(context):
         items = [{"task": pickle.dumps(task)} for task in tasks]
         return ray.data.from_items(items, override_num_blocks=len(items)).map(
-            ShardWorker,
+            cast("Any", ShardWorker),  # Ray's signature knows functions only
             fn_constructor_args=(settings,),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=0.5,  # whole CPUs would starve Ray's own tasks on a machine of two

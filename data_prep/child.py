@@ -11,12 +11,19 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+import psutil
+
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+
+LOOK_EVERY_SECONDS = 0.5
+CLOCK_PER_WORK = 10.0  # a busy machine may give a child a tenth of a core, and its work is no worse for it
+START_SECONDS_MAX = 1800.0
 
 
 class ChildDiedError(Exception):
@@ -28,7 +35,7 @@ class ChildDiedError(Exception):
 
 
 class ChildLateError(Exception):
-    """The call ran past its time, and the child was killed."""
+    """The call ran past its time, and the child was killed; the text says how it was measured."""
 
 
 class ChildRaisedError(Exception):
@@ -38,48 +45,61 @@ class ChildRaisedError(Exception):
 class Child(Generic[Request, Answer]):
     """Runs `function(request)` in a child process, one call at a time.
 
-    `function` is importable by name, and requests and answers can be pickled.
+    `function` and `prepare`, which a new child calls first (for imports), are importable by name, and requests and
+    answers can be pickled.
     """
 
-    def __init__(self, function: Callable[[Request], Answer]) -> None:
+    def __init__(self, function: Callable[[Request], Answer], prepare: Callable[[], None] | None = None) -> None:
         self._function = function
+        self._prepare = prepare
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._work_before = self._started = 0.0
 
     def start(self, request: Request) -> None:
         """Hands the request over and returns at once; `finish` has the answer."""
-        if self._pipe is None:
+        if self._process is None or not self._process.is_alive():
+            self.close()
             self._spawn()
         assert self._pipe is not None
-        try:
-            self._pipe.send(request)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close()  # it died between two calls
-            self._spawn()
-            self._pipe.send(request)
+        self._work_before, self._started = self._work_seconds(), time.monotonic()
+        self._pipe.send(request)
 
     def finish(self, seconds_max: float) -> Answer:
         """The answer to the last request.
 
+        `seconds_max` are seconds of work, of all the child's threads, so that a busy machine rejects nothing that an
+        idle one accepts; ten times as long by the clock ends a child that waits for something that never comes.
+
         Raises:
-            ChildLateError: none came within `seconds_max`.
+            ChildLateError: none came in time.
             ChildDiedError: the process ended instead.
             ChildRaisedError: the function raised.
         """
+        good, answer = self._receive(seconds_max)
+        if not good:
+            raise ChildRaisedError(answer)
+        return answer  # type: ignore[no-any-return]
+
+    def _receive(self, seconds_max: float) -> tuple[bool, Any]:
         assert self._pipe is not None, "finish without start"
         try:
-            if not self._pipe.poll(seconds_max):
-                self.close()
-                raise ChildLateError
+            while not self._pipe.poll(LOOK_EVERY_SECONDS):
+                work, clock = self._work_seconds() - self._work_before, time.monotonic() - self._started
+                if work > seconds_max or clock > CLOCK_PER_WORK * seconds_max:
+                    self.close()
+                    raise ChildLateError(f"{work:.0f} s of work, {clock:.0f} s by the clock")
             good, answer = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionResetError, psutil.NoSuchProcess):
             self._process.join(5)
             exit_code = self._process.exitcode
             self.close()
             raise ChildDiedError(exit_code) from None
-        if not good:
-            raise ChildRaisedError(answer)
-        return answer  # type: ignore[no-any-return]
+        return good, answer
+
+    def _work_seconds(self) -> float:
+        used = psutil.Process(self._process.pid).cpu_times()
+        return float(used.user + used.system)
 
     def close(self) -> None:
         """Kills the child, if there is one."""
@@ -94,27 +114,36 @@ class Child(Generic[Request, Answer]):
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._function, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(self._function, self._prepare, theirs), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe ends when the child does
+        self._work_before, self._started = 0.0, time.monotonic()
+        good, what = self._receive(START_SECONDS_MAX)  # its imports are no part of any call
+        if not good:
+            self.close()
+            raise RuntimeError(f"The child process cannot start: {what}")
 
 
-def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
-    """The child's life: answer until the pipe closes."""
+def _serve(function: Callable[[Any], Any], prepare: Callable[[], None] | None, pipe: Connection) -> None:
+    """The child's life: prepare, then answer until the pipe closes."""
     _die_with_parent()
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)  # the decoders' chatter; what went wrong travels over the pipe
+    pipe.send(_outcome(prepare) if prepare is not None else (True, None))
     while True:
         try:
             request = pipe.recv()
         except EOFError:
             return
-        try:
-            answer = (True, function(request))
-        except Exception as error:  # noqa: BLE001 - handed to the parent, which decides
-            answer = (False, f"{type(error).__name__}: {error}")
-        pipe.send(answer)
+        pipe.send(_outcome(function, request))
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
+    try:
+        return True, function(*arguments)
+    except Exception as error:  # noqa: BLE001 - handed to the parent, which decides
+        return False, f"{type(error).__name__}: {error}"
 
 
 def _die_with_parent() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.probe import Probe, UnusableError, probe
+from data_prep.sampling import indices_by_stride, indices_by_time, window
 from data_prep.shot_types import ShotType, crop_path, frames_before_blur
 
 if TYPE_CHECKING:
@@ -78,6 +79,18 @@ class Refused:
     message: str
 
 
+def prepare() -> None:
+    """The imports and settings of a process that decodes."""
+    import av  # noqa: F401
+    import decord
+    import torch
+
+    import data_prep.crop  # noqa: F401
+
+    torch.set_num_threads(1)
+    decord.logging.set_level(decord.logging.QUIET)
+
+
 def decode_clip(request: DecodeRequest) -> DecodedClip | Refused:
     """The clip, or why there is none."""
     try:
@@ -94,8 +107,6 @@ def sample(found: Probe, request: DecodeRequest) -> tuple[NDArray[np.int64], flo
     Raises:
         UnusableError: too few frames for the shortest clip, or fewer a second than the clip shall have.
     """
-    from data_prep.sampling import indices_by_stride, indices_by_time, window
-
     if request.stride is None:
         if len(found.times) > 1 and found.fps < FPS_SLACK * request.fps:
             raise UnusableError(
@@ -126,12 +137,9 @@ def _first(request: DecodeRequest, available: int) -> int:
 
 def _decode(found: Probe, indices: NDArray[np.int64], fps: float, request: DecodeRequest) -> DecodedClip | Refused:
     import decord
-    import torch
 
     from data_prep.crop import crop_frames
 
-    torch.set_num_threads(1)
-    decord.logging.set_level(decord.logging.QUIET)
     try:
         # Without fault_tol=1 decord repeats the last good frame where decoding fails, and says nothing. One thread a
         # reader: more deliver the same frames with more memory.

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data_prep.cache import LatentCache
 from data_prep.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
-from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, request_for
+from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, prepare, request_for
 from data_prep.pictures import animation, histogram, psnr, strip
 from data_prep.shards import read_manifest
 from infra.errors import UserError
@@ -92,7 +92,7 @@ def inspect_cache(folder: Path, vae: Path, out: Path) -> Path:
 
 def _cards(cache: LatentCache, config: CacheConfig, vae: Any) -> list[Card]:
     shown = np.unique(np.linspace(0, len(cache) - 1, min(CLIPS_SHOWN, len(cache))).round().astype(int))
-    reader: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip)
+    reader: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip, prepare)
     try:
         return [_card(cache, int(index), config, vae, reader) for index in shown]
     finally:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 UInt8 = NDArray[np.uint8]
@@ -41,7 +40,7 @@ def strip(frames_FHWC: UInt8, count: int) -> str:
     return _address(out.getvalue())
 
 
-def histogram(values: Sequence[float]) -> str:
+def histogram(values: ArrayLike) -> str:
     """Bars as SVG in the text's colour, with the ends of the range below and the median marked."""
     data = np.asarray(values, dtype=np.float64)
     low, high = float(data.min()), float(data.max())

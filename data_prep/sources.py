@@ -146,8 +146,9 @@ def _from_folder(folder: Path) -> Iterator[SourceRow]:
         path, problem = _placed(locate(folder, [given]))
         caption = _sidecar(folder, relative)
         if isinstance(caption, Problem):
-            caption, problem = "", problem or caption
-        yield SourceRow(given, caption, given, path if problem is None else None, problem)
+            yield SourceRow(given, "", given, problem=problem or caption)
+        else:
+            yield SourceRow(given, caption, given, path, problem)
 
 
 def _sidecar(folder: Path, video: Path) -> str | Problem:

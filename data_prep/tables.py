@@ -38,9 +38,7 @@ def read_csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[TableRow]:
     # surrogateescape: bytes that are not UTF-8 spoil their row, not the table
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
         lines = handle.readlines()
-    header, start = [], 0
-    if lines:
-        header, start = _record(lines, 0, width=None)
+    header, start = _record(lines, 0, width=None) if lines else ([], 0)
     names = [] if isinstance(header, str) else [name.strip() for name in header]
     require_columns(path, names, columns)
     return _csv_rows(lines, start, names)

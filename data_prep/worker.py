@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
-from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip
+from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, prepare
 from data_prep.encode import Float16, encode_frames, load_vae
 from data_prep.rows import Rejection
 from data_prep.shards import write_shard
@@ -60,7 +60,7 @@ class ShardWorker:
         quiet_environment()
         self._settings = settings
         self._vae = load_vae(settings.vae, settings.device)
-        self._child: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip)
+        self._child: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip, prepare)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Makes the shard `row["task"]`, a pickled `ShardTask`; returns its name and counts."""
@@ -101,8 +101,8 @@ class ShardWorker:
         limit = self._settings.decode_seconds_max
         try:
             answer = self._child.finish(limit)
-        except ChildLateError:
-            answer = Refused("decode_timeout", f"Decoding was not done after {limit:g} s and was ended.")
+        except ChildLateError as error:
+            answer = Refused("decode_timeout", f"Decoding was not done within {limit:g} s and was ended ({error}).")
         except ChildDiedError as error:
             answer = Refused("decoder_crashed", f"The decoder crashed on this file (exit code {error.exit_code}).")
         except ChildRaisedError as error:

@@ -8,44 +8,33 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from components.animator import AnimationConfig, AnimationModels, Animator, WeightedFile
+from components.animator import AnimationConfig, AnimationModels, WeightedFile
 from components.formats import weight_file
-from evaluation.clip_scores import ClipEncoder, ClipModel, Float
+from evaluation.clip_scores import ClipEncoder, ClipModel
+from evaluation.making import REFERENCE_SEED, Maker, References, make_and_score
 from evaluation.registry import NAME, RegistryEntry
 from evaluation.report import ReportSection, write_report
 from evaluation.samples import (
     METRIC_VERSION,
     Sample,
-    failed_sample,
-    has_animation,
-    load_references,
-    save_references,
     save_row,
     saved_row,
-    score_sample,
-    write_animation,
     write_scores,
 )
 from evaluation.statistics import summarise
 from infra import artifacts
 from infra.artifacts import Artifact, Input
 from infra.config import Config
-from infra.errors import AnimateflowError, UserError, WorkError
-from infra.logs import get_logger, progress
+from infra.errors import UserError, WorkError
+from infra.logs import progress
 
 KIND = "benchmark"
-REFERENCE_SEED = 1_000_000_000
-"""References are drawn from seeds from here on, animations from seeds below: a shared seed may be a shared picture."""
-FAILURES = (AnimateflowError, RuntimeError, ValueError, OSError)
-
-log = get_logger("evaluation")
 
 
 class BenchmarkMethod(Config):
@@ -231,79 +220,16 @@ def _all_rows(
     total = len(config.models) * len(config.methods) * len(config.prompts) * len(config.seeds)
     with progress(total, "Benchmark", "clip") as bar:
         for entry in config.models:
-            references = _References(config, entry, folder, encoder, device)
+            references = References(config.animation, config.prompts, config.references, entry, folder, encoder, device)
             for method in config.methods:
-                maker = _Maker(method.models(entry), device)
+                maker = Maker(method.models(entry), device)
                 for sample in config.samples(entry, method):
-                    row = saved_row(folder, sample, encoder) or _row(config, folder, sample, maker, references)
+                    row = saved_row(folder, sample, encoder) or make_and_score(
+                        config.animation, sample, maker, references
+                    )
                     save_row(folder, sample, row)
                     rows.append(row)
                     bar.update()
                     if on_progress is not None:
                         on_progress(BenchmarkProgress(len(rows), total, sample, row["reason"]))
     return rows
-
-
-def _row(
-    config: BenchmarkConfig, folder: Path, sample: Sample, maker: _Maker, references: _References
-) -> dict[str, Any]:
-    """Makes the animation where it is not there yet, then scores its file; a failure is a row as well."""
-    animation = config.animation.replace(prompt=sample.full_prompt, seed=sample.seed)
-    try:
-        if not has_animation(folder, sample):
-            write_animation(folder, sample, maker.animator.frames(animation), animation)
-        return score_sample(folder, sample, animation.fps, references.encoder, references.of(sample.prompt))
-    except FAILURES as error:
-        reason = str(error) if isinstance(error, AnimateflowError) else f"{type(error).__name__}: {error}"
-        log.warning("%s: %s", sample.stem, reason)
-        return failed_sample(sample, references.encoder, reason)
-
-
-@dataclass
-class _Maker:
-    """Loads its models for the first animation that is missing, once."""
-
-    models: AnimationModels
-    device: str
-
-    _refused: AnimateflowError | None = None
-
-    @cached_property
-    def animator(self) -> Animator:
-        """
-        Raises:
-            AnimateflowError: weights that do not fit each other; found out once, said for every sample.
-        """
-        if self._refused is not None:
-            raise self._refused
-        try:
-            return Animator(self.models, self.device)
-        except AnimateflowError as error:
-            self._refused = error
-            raise
-
-
-@dataclass
-class _References:
-    """What the image model draws by itself for each prompt, as files and as embeddings."""
-
-    config: BenchmarkConfig
-    entry: RegistryEntry
-    folder: Path
-    encoder: ClipEncoder
-    device: str
-    _known: dict[str, Float] = field(default_factory=dict)
-
-    def of(self, prompt: str) -> Float:
-        """(K, D) embeddings of the prompt's references, drawn where they are not there yet."""
-        if prompt not in self._known:
-            place = self.folder / "references" / self.entry.name / f"{self.config.prompts.index(prompt):04d}"
-            if not place.is_dir():
-                wanted = self.config.animation.replace(prompt=self.entry.full_prompt(prompt), seed=REFERENCE_SEED)
-                save_references(place, self._maker.animator.images(wanted, self.config.references))
-            self._known[prompt] = self.encoder.images(load_references(place))
-        return self._known[prompt]
-
-    @cached_property
-    def _maker(self) -> _Maker:
-        return _Maker(AnimationModels(base=self.entry.base), self.device)

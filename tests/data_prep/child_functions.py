@@ -10,6 +10,19 @@ def answer(request: str) -> str:
         os.kill(os.getpid(), signal.SIGSEGV)
     if request == "hang":
         time.sleep(60)
+    if request == "nap":
+        time.sleep(1)
+    if request == "spin":
+        while True:
+            pass
     if request == "raise":
         raise KeyError("a surprise")
     return f"{request}, {os.getpid()}"
+
+
+def refuse_to_start() -> None:
+    raise ImportError("no such library")
+
+
+def start_slowly() -> None:
+    time.sleep(1.5)

@@ -108,7 +108,7 @@ def write_video(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def make_cache(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a finished cache of clips with the given frame counts. A latent's value is 100 · clip + frame."""
+    """Writes a finished cache of clips with the given frame counts. A latent's value is 40 · clip + frame."""
 
     def make(*frames: int, name: str = "cache", shard_clips: int = 2) -> Path:
         out = tmp_path / name
@@ -125,7 +125,7 @@ def make_cache(tmp_path: Path) -> Callable[..., Path]:
 
 
 def cache_row(index: int, frames: int) -> dict[str, Any]:
-    values = 100 * index + np.arange(frames, dtype=np.float16)
+    values = 40 * index + np.arange(frames, dtype=np.float16)
     latents = np.broadcast_to(values[:, None, None, None], (frames, 4, 2, 3)).astype(np.float16)
     data = latents.tobytes()
     return {

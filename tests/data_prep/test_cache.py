@@ -1,4 +1,4 @@
-"""Batches of a cache whose latents say which clip and frame they are: 100 · clip + frame."""
+"""Batches of a cache whose latents say which clip and frame they are: 40 · clip + frame."""
 
 import itertools
 from collections import Counter
@@ -21,7 +21,7 @@ def places(batch: ClipBatch) -> list[tuple[int, list[int]]]:
     out = []
     for window, caption, clip_id in zip(batch.latents_BCFhw, batch.captions, batch.clip_ids, strict=True):
         values = window[0, :, 0, 0].long()
-        clip, frames = int(values[0]) // 100, (values % 100).tolist()
+        clip, frames = int(values[0]) // 40, (values % 40).tolist()
         assert (window == window[:1, :, :1, :1]).all()
         assert (clip_id, caption) == (f"{clip:04d}", f"clip {clip}")
         assert frames == list(range(frames[0], frames[0] + len(frames)))
@@ -111,13 +111,13 @@ def test_row_has_every_column(make_cache: Make):
     clip = cache.row(2)
     assert (clip.clip_id, clip.source, clip.fps) == ("0002", "2.mp4", 8.0)
     assert clip.latents_FChw.shape == (5, 4, 2, 3)
-    assert np.array_equal(clip.latents_FChw[:, 0, 0, 0], 200 + np.arange(5))
+    assert np.array_equal(clip.latents_FChw[:, 0, 0, 0], 80 + np.arange(5))
 
 
 def test_more_shards_than_may_be_open(make_cache: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache_module, "OPEN_SHARDS_MAX", 2)
     cache = LatentCache(make_cache(*[4] * 10, shard_clips=1))
-    assert [int(cache.row(index).latents_FChw[0, 0, 0, 0]) for index in range(10)] == [100 * i for i in range(10)]
+    assert [int(cache.row(index).latents_FChw[0, 0, 0, 0]) for index in range(10)] == [40 * i for i in range(10)]
     assert len(cache._open) == 2
 
 
