@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-
 from infra.video import UInt8, read_mp4
 
 LABEL = 22

@@ -1,4 +1,4 @@
-"""Everything that ships under `infra/pocket/weights/`, from nothing: the models, then the three stages on drawn clips."""
+"""All that ships under `infra/pocket/weights/`, from nothing: the models, then the three stages on drawn clips."""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ def clips(
 
 @pocket.command()
 def build(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for everything; the weights end in OUT/weights.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for everything; the weights end in OUT/weights.")
+    ],
     overrides: SetOption = None,
 ) -> None:
     """Trains everything that ships in `infra/pocket/weights/` from nothing: two to three hours on two cores.
@@ -70,7 +72,7 @@ def build(
     VAE, base model, CLIP, two personalised models, then the three stages on drawn clips. Stopped, it goes on with what
     is missing. Fields of `models` are those of the image models, all others those of the recipe pocket-full.
 
-    A short try: `animateflow pocket build --out /tmp/world --set models.base_steps=20 --set motion_module.train.steps=20`
+    A short try: `animateflow pocket build --out world --set models.base_steps=20 --set motion_module.train.steps=20`
     """
     from flows.pocket_weights import build_pocket_weights
     from infra.config import apply_overrides

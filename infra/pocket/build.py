@@ -80,7 +80,8 @@ def check_weights(folder: Path = WEIGHTS) -> None:
         UserError: a file is missing or was changed.
     """
     table = folder / CHECKSUMS
-    stated = dict(reversed(line.split("  ", 1)) for line in table.read_text().splitlines()) if table.is_file() else {}
+    lines = table.read_text().splitlines() if table.is_file() else []
+    stated = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     wrong = [name for name, digest in stated.items() if not _same(folder / name, digest)]
     if not stated or wrong:
         raise UserError(

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.artifacts import write_json
-from infra.pocket.clips import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, UInt8, every_prompt
+from infra.pocket.clips import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, every_prompt
 from infra.pocket.image_model import PICTURE_SIZE, TEXT_LENGTH, fit, stills, to_pixels, tokenize
+from infra.video import UInt8
 
 if TYPE_CHECKING:
     from open_clip import CLIP

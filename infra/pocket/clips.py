@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from infra.video import UInt8, write_mp4
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating[Any]]
 
 SHAPES = ("square", "circle", "triangle", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -161,7 +162,7 @@ def _paint(base: UInt8, distance: Float, colour: tuple[int, int, int], style: st
     pixels = distance * size / 2
     cover = np.clip(0.5 - pixels, 0, 1)[..., None]
     inner = np.clip(0.5 - pixels - size / 40, 0, 1)[..., None]
-    picture = base.astype(np.float32)
+    picture: Float = base.astype(np.float32)
     fill = np.array(colour, dtype=np.float32)
     if style == "neon":
         glow = np.exp(-np.abs(distance)[..., None] * 9)
@@ -199,7 +200,7 @@ def _background(kind: str, rng: np.random.Generator, size: int) -> UInt8:
         shade = np.sin(12.9898 * rows + 78.233 * np.floor(along) + phase[2]) * 12
         value, tint = np.where(mortar, 62, shade + 4 * noise), (146, 76, 58)
     picture = np.asarray(tint, dtype=np.float32) + np.asarray(value, dtype=np.float32)[..., None]
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture, 0, 255), dtype=np.uint8)
 
 
 def _camera(kind: str, seconds: float) -> tuple[float, tuple[float, float]]:

@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from infra.pocket.clips import UInt8, every_prompt, random_scenes, render
+from infra.pocket.clips import every_prompt, random_scenes, render
+from infra.video import UInt8
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -108,7 +109,10 @@ def train_vae(steps: int, seed: int) -> AutoencoderKL:
         decoded = vae.decode(posterior.sample()).sample
         slopes = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (-1, -2))
         means = F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(pixels, 4))
-        return F.l1_loss(decoded, pixels) + edges * slopes + colour * means + 1e-5 * posterior.kl().mean() / 1024
+        total: Tensor = (
+            F.l1_loss(decoded, pixels) + edges * slopes + colour * means + 1e-5 * posterior.kl().mean() / 1024
+        )
+        return total
 
     # Edges first, then colour: with the edge term alone four channels spend themselves on brightness.
     fit("pocket VAE, edges", [vae], lambda: loss(0.5, 0.0), steps * 11 // 20, learning_rate=2e-3)
@@ -184,7 +188,8 @@ def scheduler() -> Any:
 def encode(vae: AutoencoderKL, pictures: UInt8) -> Tensor:
     """Posterior means times the scaling factor, (N, 4, h, w)."""
     chunks = [vae.encode(to_pixels(pictures[i : i + 256])).latent_dist.mean for i in range(0, len(pictures), 256)]
-    return torch.cat(chunks) * vae.config.scaling_factor
+    scaling_factor: float = vae.config.scaling_factor
+    return torch.cat(chunks) * scaling_factor
 
 
 def image_loss(
@@ -195,7 +200,7 @@ def image_loss(
     empty = tokenize(pipeline.tokenizer, [""])
     alpha_bar = pipeline.scheduler.alphas_cumprod
     snr = alpha_bar / (1 - alpha_bar)
-    weight = snr.clamp(max=5) / snr
+    weight: Tensor = snr.clamp(max=5) / snr
     generator = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
@@ -207,7 +212,7 @@ def image_loss(
         ids = torch.where(drop[:, None], empty, tokens[chosen])
         text = pipeline.text_encoder(ids).last_hidden_state
         z_t = pipeline.scheduler.add_noise(z_0, eps, t)
-        predicted = pipeline.unet(z_t, t, text).sample
+        predicted: Tensor = pipeline.unet(z_t, t, text).sample
         return (weight[t] * (predicted - eps).square().mean(dim=(1, 2, 3))).mean()
 
     return loss
