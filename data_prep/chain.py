@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,7 +47,9 @@ def _dataset(tasks: list[ShardTask], settings: WorkerSettings, workers: int) -> 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its plan and its bars; we report shards
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # Ray 2.60 would have every option by name, and has no name for these two.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         items = [{"task": pickle.dumps(task)} for task in tasks]
         return ray.data.from_items(items, override_num_blocks=len(items)).map(
             cast("Any", ShardWorker),  # Ray's signature knows functions only

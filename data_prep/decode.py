@@ -160,6 +160,12 @@ def _decode(found: Probe, indices: NDArray[np.int64], fps: float, request: Decod
             ]
         )
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
+        if "size must exactly match" in str(error):
+            return Refused(
+                "too_small",
+                "decord 0.6 takes the padding of narrow pictures (such as 48 or 72 pixels) for a fourth colour on this "
+                "processor and cannot hand them out; scale the video to 80 pixels or more.",
+            )
         return Refused("damaged", f"The file opens and its frames cannot all be decoded: {_last_words(error)}")
     return DecodedClip(
         frames_FHWC=frames_FHWC,

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.sampling import Seconds
 
-UNREADABLE_CODECS = ("av1", "vvc", "evc")  # newer than the FFmpeg inside decord 0.6
+UNREADABLE_CODECS = ("av1", "vvc", "evc", "gif")  # newer than the FFmpeg inside decord 0.6, or not counted by it
 SIDE_MIN = 8  # pixels: a VAE latent
 COVERED_MIN = 0.9  # of the stated length, for containers that state no frame count
 
@@ -57,14 +57,14 @@ def _read(container: Any) -> Probe:
         kinds = ", ".join(sorted({part.type for part in container.streams}))
         what = f"only {kinds}" if kinds else "no stream at all"
         raise UnusableError("no_video_stream", f"There is no picture in the file: it holds {what}.")
+    if min(stream.width, stream.height) < SIDE_MIN:
+        raise UnusableError("too_small", f"The picture is {stream.width}x{stream.height} pixels.")
     codec = "none" if stream.codec_context is None else stream.codec_context.codec.canonical_name
     if codec in UNREADABLE_CODECS:
         raise UnusableError(
             "unsupported_codec",
             f"The video stream is {codec.upper()}, which decord cannot read; encode it again, to H.264 for example.",
         )
-    if min(stream.width, stream.height) < SIDE_MIN:
-        raise UnusableError("too_small", f"The picture is {stream.width}x{stream.height} pixels.")
     times = _presentation_times(container, stream)
     if len(times) == 0:
         raise UnusableError("no_frames", f"The file has a header ({codec}) and not one frame behind it.")

@@ -11,8 +11,9 @@ import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, p
 from data_prep.encode import Float16, encode_frames, load_vae
 from data_prep.rows import Rejection
 from data_prep.shards import write_shard
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,12 @@ class ShardWorker:
 
         quiet_environment()
         self._settings = settings
-        self._vae = load_vae(settings.vae, settings.device)
         self._child: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip, prepare)
+
+    @cached_property
+    def _vae(self) -> AutoencoderKL:
+        """Loaded at the first clip: Ray passes on what a call raises as it is, and of a constructor only the text."""
+        return load_vae(self._settings.vae, self._settings.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Makes the shard `row["task"]`, a pickled `ShardTask`; returns its name and counts."""

@@ -18,6 +18,7 @@ from components.animator import AnimationConfig, AnimationModels, WeightedFile
 from components.formats import weight_file
 from evaluation.clip_scores import ClipEncoder, ClipModel
 from evaluation.making import REFERENCE_SEED, Maker, References, make_and_score
+from evaluation.overview import write_overview
 from evaluation.registry import NAME, RegistryEntry
 from evaluation.report import ReportSection, write_report
 from evaluation.samples import (
@@ -166,7 +167,7 @@ def run_benchmark(
     on_progress: Callable[[BenchmarkProgress], None] | None = None,
     sections: Sequence[ReportSection] = (),
 ) -> Artifact:
-    """The artifact: `scores.parquet`, `report.html`, `animations/` and `references/`; the summary is in its metrics.
+    """The artifact: `scores.parquet`, `report.html`, `overview.gif`, `animations/` and `references/`; the summary is in its metrics.
 
     `sections` are added to the report as they are and are no part of the artifact's identity.
 
@@ -199,6 +200,12 @@ def run_benchmark(
             "clip": {"name": encoder.name, "sha256": encoder.sha256},
             "summary": summarise(rows),
         }
+        write_overview(
+            draft.folder,
+            {entry.name: entry.title for entry in config.models},
+            {method.name: method.title for method in config.methods},
+            config.animation.fps,
+        )
         record = {
             "fingerprint": config.fingerprint(),
             "inputs": {name: vars(given) for name, given in inputs.items()},

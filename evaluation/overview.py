@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from infra.video import UInt8, read_mp4
 
-LABEL = 22
 CELL = 160
+LINE = 15
+HEADER = 3 * LINE
+LABEL = 22
+LETTERS = 26
 INK, PAPER = (38, 38, 42), (250, 249, 246)
 
 
@@ -24,15 +28,17 @@ def write_overview(folder: Path, models: dict[str, str], methods: dict[str, str]
     lengths = [len(clip) for clip in cells.values() if clip is not None]
     if not lengths:
         return None
-    width, height = len(methods) * CELL, len(models) * (CELL + LABEL) + LABEL
+    width, height = len(methods) * CELL, len(models) * (CELL + LABEL) + HEADER
     pages = []
     for index in range(min(lengths)):
         page = Image.new("RGB", (width, height), PAPER)
         draw = ImageDraw.Draw(page)
         for column, title in enumerate(methods.values()):
-            _text(draw, (column + 0.5) * CELL, LABEL / 2, title)
+            lines = textwrap.wrap(title, LETTERS, max_lines=2, placeholder=" …")
+            for line, text in enumerate(lines):
+                _text(draw, (column + 0.5) * CELL, HEADER / 2 + LINE * (line - (len(lines) - 1) / 2), text)
         for row, (model, title) in enumerate(models.items()):
-            top = LABEL + row * (CELL + LABEL)
+            top = HEADER + row * (CELL + LABEL)
             _text(draw, width / 2, top + CELL + LABEL / 2, title)
             for column, method in enumerate(methods):
                 clip = cells[model, method]
@@ -54,7 +60,4 @@ def _clip(path: Path) -> UInt8 | None:
 
 
 def _text(draw: ImageDraw.ImageDraw, x: float, y: float, text: str) -> None:
-    font = ImageFont.load_default(11)
-    while draw.textlength(text, font=font) > CELL * 1.6 and len(text) > 4:
-        text = text[:-2].rstrip() + "…"
-    draw.text((x, y), text, fill=INK, anchor="mm", font=font)
+    draw.text((x, y), text, fill=INK, anchor="mm", font=ImageFont.load_default(11))

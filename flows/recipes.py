@@ -159,9 +159,13 @@ def pocket() -> Recipe:
             methods=(
                 NO_MOTION_MODULE,
                 BenchmarkMethod(
-                    name="shipped",
-                    title="Motion module shipped with the project",
+                    name="shipped", title="Shipped motion module", motion_module=WEIGHTS / "motion-module"
+                ),
+                BenchmarkMethod(
+                    name="shipped-motion-lora",
+                    title="Shipped motion module and MotionLoRA (zoom-in)",
                     motion_module=WEIGHTS / "motion-module",
+                    motion_loras=(WeightedFile(path=WEIGHTS / "motion-lora-zoom-in"),),
                 ),
             ),
             prompts=("a red square moving left on grass", "a blue circle moving up on sand"),
@@ -176,7 +180,7 @@ def pocket() -> Recipe:
 def pocket_full() -> Recipe:
     """What made the shipped weights: the pocket recipe from nothing, with thousands of steps."""
     train = TrainConfig(
-        steps=2000,
+        steps=4000,
         batch_size=4,
         learning_rate=1e-3,
         warmup_steps=100,
@@ -191,7 +195,7 @@ def pocket_full() -> Recipe:
         shot_footage=DrawnClips(count=50, seed=2),
         domain_adapter=DomainAdapterTraining(rank=16, train=train.replace(steps=800, batch_size=16)),
         motion_module=MotionModuleTraining(preset="from-base", train=train),
-        motion_lora=MotionLoraTraining(rank=16, train=train.replace(steps=300)),
+        motion_lora=MotionLoraTraining(rank=16, train=train.replace(steps=500)),
     )
 
 

@@ -94,11 +94,13 @@ def write_video(tmp_path: Path) -> Write:
             stream = container.add_stream(codec, rate=fps, options=options or {})
             stream.height, stream.width = frames_FHWC.shape[1:3]
             stream.pix_fmt = pix_fmt
-            stream.codec_context.time_base = Fraction(1, 1000)
+            # AVI has one rate for the whole file, and counts in it.
+            time_base = Fraction(1, fps if path.suffix == ".avi" else 1000)
+            stream.codec_context.time_base = time_base
             for place, pixels in enumerate(frames_FHWC):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.time_base = Fraction(1, 1000)
-                frame.pts = round(1000 * (place / fps if seconds is None else seconds[place]))
+                frame.time_base = time_base
+                frame.pts = round((place / fps if seconds is None else seconds[place]) / time_base)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return path

@@ -19,7 +19,7 @@ HOSTILE = '<script>alert("x")</script>'
 @pytest.fixture
 def cache(ray_local: None, write_video: Write, vae: Path, tmp_path: Path) -> Artifact:
     for name in ("one", "two"):
-        write_video(f"footage/{name}.mp4", noise_frames(32, 48, 48, seed=len(name)))
+        write_video(f"footage/{name}.mp4", noise_frames(32, 64, 64, seed=len(name)))
         (tmp_path / "footage" / f"{name}.txt").write_text(HOSTILE)
     (tmp_path / "footage" / "bad.mp4").write_text("x")
     return build_latent_cache(CacheConfig(size=32), tmp_path / "footage", None, vae, tmp_path / "cache")

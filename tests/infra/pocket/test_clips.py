@@ -60,7 +60,8 @@ def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(tmp_path: 
 
 def test_the_table_has_webvids_columns_and_every_video_decodes(tmp_path: Path) -> None:
     table = write_clips(tmp_path, count=3, seed=1)
-    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    with table.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["videoid", "contentUrl", "duration", "page_dir", "name"]
     scenes = list(random_scenes(3, 1, "stock"))
     assert [row["name"] for row in rows] == [scene.caption for scene in scenes]

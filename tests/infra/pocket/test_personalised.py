@@ -13,13 +13,13 @@ from infra.pocket.personalised import LORA_ALPHA, LORA_RANK, LORA_TARGETS, save_
 
 
 @pytest.fixture
-def pipeline():  # type: ignore[no-untyped-def]
+def pipeline():
     from diffusers import StableDiffusionPipeline
 
-    return StableDiffusionPipeline.from_pretrained(WEIGHTS / "base", torch_dtype=torch.float32, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(WEIGHTS / "base", dtype=torch.float32, safety_checker=None)
 
 
-def test_diffusers_reads_the_single_file_with_exact_values(pipeline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_diffusers_reads_the_single_file_with_exact_values(pipeline, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     save_single_file(pipeline, tmp_path / "model.safetensors")
@@ -32,7 +32,7 @@ def test_diffusers_reads_the_single_file_with_exact_values(pipeline, tmp_path: P
         assert all(torch.equal(written[name].half(), again[name].half()) for name in written)
 
 
-def test_kohya_names_and_alpha_mean_what_readers_take_them_for(pipeline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_kohya_names_and_alpha_mean_what_readers_take_them_for(pipeline, tmp_path: Path) -> None:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 

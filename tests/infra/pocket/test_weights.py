@@ -27,7 +27,7 @@ def test_they_are_small() -> None:
 
 
 @pytest.fixture(scope="module")
-def clip():  # type: ignore[no-untyped-def]
+def clip():
     import open_clip
 
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{WEIGHTS / 'clip'}")
@@ -35,13 +35,13 @@ def clip():  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="module")
-def base():  # type: ignore[no-untyped-def]
+def base():
     from diffusers import StableDiffusionPipeline
 
-    return StableDiffusionPipeline.from_pretrained(WEIGHTS / "base", torch_dtype=torch.float32, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(WEIGHTS / "base", dtype=torch.float32, safety_checker=None)
 
 
-def test_open_clip_reads_its_own_tokenizer_as_transformers_does(clip, base) -> None:  # type: ignore[no-untyped-def]
+def test_open_clip_reads_its_own_tokenizer_as_transformers_does(clip, base) -> None:
     import open_clip
 
     caption = ["a red square moving left on grass"]
@@ -49,7 +49,7 @@ def test_open_clip_reads_its_own_tokenizer_as_transformers_does(clip, base) -> N
     assert torch.equal(theirs, tokenize(base.tokenizer, caption))
 
 
-def test_the_judge_reads_drawn_stills(clip, base) -> None:  # type: ignore[no-untyped-def]
+def test_the_judge_reads_drawn_stills(clip, base) -> None:
     from infra.pocket.clip_model import judge
 
     pictures, captions = stills(128, seed=999)
@@ -57,7 +57,7 @@ def test_the_judge_reads_drawn_stills(clip, base) -> None:  # type: ignore[no-un
     assert min(right.values()) > 0.9, right
 
 
-def test_the_text_steers_the_still(clip, base) -> None:  # type: ignore[no-untyped-def]
+def test_the_text_steers_the_still(clip, base) -> None:
     from infra.pocket.judge import judge_stills
 
     right = judge_stills(base, clip, count=48, seed=31)
