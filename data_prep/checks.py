@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from data_prep.build import CacheConfig
     from data_prep.sources import SourceRow
 
-DURATION = r"^(P(?=.)(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?)?$"
-WEB_ADDRESS = r"^(https?://\S+)?$"
+DURATION = r"^(?:P(?=.)(?:\d+D)?(?:T(?=.)(?:\d+H)?(?:\d+M)?(?:\d+(?:\.\d+)?S)?)?)?$"
+WEB_ADDRESS = r"^(?:https?://\S+)?$"
 CAPTION_CHARACTERS_MAX = 10_000
 SOURCE_FPS_MAX = 1000.0
 CHECKED_COLUMNS = (
@@ -211,10 +211,17 @@ def _key(configuration: Any) -> tuple[str, str]:
 
 
 def _failed(result: Any) -> Iterable[tuple[int, Any]]:
-    if (result.exception_info or {}).get("raised_exception"):
+    if _raised(result.exception_info or {}):
         raise AssertionError(f"great_expectations could not check a column: {result.exception_info}")
     column = result.expectation_config.kwargs.get("column")
     for entry in result.result.get("unexpected_index_list") or []:
         value = entry.get(column)
         place = entry["row"]
         yield int(place), None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _raised(information: Mapping[str, Any]) -> bool:
+    """One exception, or one for each metric, by the metric's name."""
+    return bool(information.get("raised_exception")) or any(
+        _raised(nested) for nested in information.values() if isinstance(nested, Mapping)
+    )

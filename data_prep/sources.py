@@ -13,7 +13,7 @@ from pathlib import Path
 from data_prep.tables import TableRow, read_csv_rows, read_jsonl_rows, read_parquet_rows
 from infra.errors import UserError
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
 WEBVID_COLUMNS = ("videoid", "contentUrl", "duration", "page_dir", "name")
 TABLE_COLUMNS = ("video", "caption")
 KINDS = "A source is a WebVid .csv (with --videos), a .jsonl or .parquet with `video` and `caption`, or a folder."
