@@ -6,7 +6,6 @@ Parquet writer appends on a rerun, and its retries turn one video that crashes a
 
 from __future__ import annotations
 
-import logging
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -44,7 +43,6 @@ def _dataset(tasks: list[ShardTask], settings: WorkerSettings, workers: int) -> 
 
     from data_prep.worker import ShardWorker
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its plan and its bars; we report shards
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     with ray.data.DataContext.current(context), warnings.catch_warnings():
