@@ -28,7 +28,7 @@ class PocketModels(Config):
     """Steps of 16 pictures."""
     base_steps: int = 5000
     """Steps of 32 latents."""
-    clip_steps: int = 700
+    clip_steps: int = 1600
     """Steps of 96 pictures and captions."""
     ink_steps: int = 500
     """Fine-tuning steps of 32 latents."""
