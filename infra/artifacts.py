@@ -188,10 +188,19 @@ def draft(
         }
         seed.unlink()
         write_json(partial / RECORD, record)
+        _share(partial)
         if folder.is_dir():
             folder.rmdir()  # only an empty folder gets here, see `find`
         os.replace(partial, folder)
     (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
+
+
+def _share(folder: Path) -> None:
+    """Gives each file the record's permissions, which follow the umask; safetensors writes files for its user alone."""
+    mode = (folder / RECORD).stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -54,6 +54,17 @@ def test_a_finished_artifact_tells_all_about_itself(tmp_path: Path):
     assert sorted(path.name for path in artifact.folder.parent.iterdir()) == ["three"]
 
 
+def test_a_colleague_may_read_what_safetensors_wrote(tmp_path: Path):
+    import torch
+    from safetensors.torch import save_file
+
+    with artifacts.draft(tmp_path / "a", KIND, Numbers(), {}) as draft:
+        save_file({"x": torch.zeros(1)}, draft.folder / "weights.safetensors")
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert (tmp_path / "a" / "weights.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_the_same_call_again_does_nothing(tmp_path: Path):
     first = make(tmp_path / "a", Numbers())
     before = (tmp_path / "a" / "data.txt").stat().st_mtime_ns
