@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from infra.video import UInt8, read_mp4
 
-CELL = 160
+CELL = 128
 LINE = 15
-HEADER = 3 * LINE
+HEADER = 4 * LINE
 LABEL = 22
-LETTERS = 26
+LETTERS = 19
 INK, PAPER = (38, 38, 42), (250, 249, 246)
 
 
@@ -34,7 +34,7 @@ def write_overview(folder: Path, models: dict[str, str], methods: dict[str, str]
         page = Image.new("RGB", (width, height), PAPER)
         draw = ImageDraw.Draw(page)
         for column, title in enumerate(methods.values()):
-            lines = textwrap.wrap(title, LETTERS, max_lines=2, placeholder=" …")
+            lines = textwrap.wrap(title, LETTERS, max_lines=3, placeholder=" …")
             for line, text in enumerate(lines):
                 _text(draw, (column + 0.5) * CELL, HEADER / 2 + LINE * (line - (len(lines) - 1) / 2), text)
         for row, (model, title) in enumerate(models.items()):
@@ -44,7 +44,7 @@ def write_overview(folder: Path, models: dict[str, str], methods: dict[str, str]
                 clip = cells[model, method]
                 if clip is not None:
                     page.paste(Image.fromarray(clip[index]), (column * CELL, top))
-        pages.append(page.quantize(128))
+        pages.append(page.quantize(256, dither=Image.Dither.NONE))
     path = folder / "overview.gif"
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0)
     return path

@@ -158,12 +158,10 @@ def pocket() -> Recipe:
             ),
             methods=(
                 NO_MOTION_MODULE,
-                BenchmarkMethod(
-                    name="shipped", title="Shipped motion module", motion_module=WEIGHTS / "motion-module"
-                ),
+                BenchmarkMethod(name="shipped", title="Shipped motion module", motion_module=WEIGHTS / "motion-module"),
                 BenchmarkMethod(
                     name="shipped-motion-lora",
-                    title="Shipped motion module and MotionLoRA (zoom-in)",
+                    title="Shipped motion module and MotionLoRA",
                     motion_module=WEIGHTS / "motion-module",
                     motion_loras=(WeightedFile(path=WEIGHTS / "motion-lora-zoom-in"),),
                 ),
