@@ -167,7 +167,7 @@ def run_benchmark(
     on_progress: Callable[[BenchmarkProgress], None] | None = None,
     sections: Sequence[ReportSection] = (),
 ) -> Artifact:
-    """The artifact: `scores.parquet`, `report.html`, `overview.gif`, `animations/`, `references/`; its metrics sum it up.
+    """The artifact: `scores.parquet`, `report.html`, `overview.gif`, `animations/` and `references/`.
 
     `sections` are added to the report as they are and are no part of the artifact's identity.
 
