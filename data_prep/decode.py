@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,7 +194,8 @@ def motion(frames_FHWC: UInt8) -> float:
 
 
 def _last_words(error: Exception) -> str:
-    """decord's message without the source lines and clock times that make two runs differ."""
-    text = str(error).split("Check failed:")[-1].split("\n")[0]
-    tail = text.rsplit(")", 1)[-1].strip() or text.strip()
+    """decord's message without the clock time, source line and path that make two runs differ."""
+    text = str(error).split("\n")[0]
+    text = re.sub(r"^\[[\d:]+\] \S+:\d+: (\[.*?\] )?", "", text)
+    tail = text.split("Check failed:")[-1].rsplit(")", 1)[-1].strip() or text.strip()
     return tail[:160] or type(error).__name__
