@@ -134,7 +134,7 @@ def pocket() -> Recipe:
     neon = BaseModel(path=WEIGHTS / "base", loras=(LoraFile(path=WEIGHTS / "neon.safetensors"),))
     train = TrainConfig(steps=60, batch_size=4, learning_rate=1e-4, held_out_clips=8, held_out_every_steps=30)
     cache = CacheConfig(size=64, fps=8.0, frames_min=16, frames_max=20)
-    animation = AnimationConfig(prompt="a red square moving left on grass", height=64, width=64, steps=20)
+    animation = AnimationConfig(prompt="a red square moving left on grass", seed=4, height=64, width=64, steps=20)
     return Recipe(
         base=base,
         footage=DrawnClips(count=96, seed=1),
@@ -167,7 +167,7 @@ def pocket() -> Recipe:
                 ),
             ),
             prompts=("a red square moving left on grass", "a blue circle moving up on sand"),
-            seeds=(0,),
+            seeds=(4,),
             animation=animation,
             clip=ClipModel(name=f"local-dir:{WEIGHTS / 'clip'}"),
             references=8,
