@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from infra.errors import AnimateflowError, WorkError
+from infra.errors import WorkError
 
 if TYPE_CHECKING:
+    from ray.exceptions import RayError
+
     from data_prep.worker import ShardTask, WorkerSettings
 
 
@@ -23,6 +25,7 @@ def encode_shards(tasks: list[ShardTask], settings: WorkerSettings, workers: int
     Without a task Ray is not started.
 
     Raises:
+        AnimateflowError: what an actor refused, such as a VAE that cannot be read.
         WorkError: an actor failed or was killed. Finished shards stay.
     """
     if not tasks:
@@ -33,7 +36,10 @@ def encode_shards(tasks: list[ShardTask], settings: WorkerSettings, workers: int
         from ray.exceptions import RayError
 
         try:
-            yield from _dataset(tasks, settings, min(workers, len(tasks))).iter_rows()
+            for summary in _dataset(tasks, settings, min(workers, len(tasks))).iter_rows():
+                if failed := summary.get("error"):
+                    raise pickle.loads(failed)
+                yield summary
         except RayError as error:
             raise _explained(error) from None
 
@@ -66,14 +72,11 @@ def _gpus_each(device: str, workers: int) -> float | None:
     return min(1.0, torch.cuda.device_count() / workers) if device.startswith("cuda") else None
 
 
-def _explained(error: Exception) -> Exception:
-    """Our own errors as they were raised in the actor; any other as a failure of the work."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, AnimateflowError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    last = str(error).strip().splitlines()[-1]
+def _explained(error: RayError) -> WorkError:
+    """What went wrong in the actor: the last line of its traceback, before Ray's own."""
+    own = str(error).split("The above exception was the direct cause")[0]
     return WorkError(
-        f"Encoding stopped: {last}", "Finished shards are kept.", "Run the same command again to go on from there."
+        f"Encoding stopped: {own.strip().splitlines()[-1]}",
+        "Finished shards are kept.",
+        "Run the same command again to go on from there.",
     )

@@ -22,6 +22,7 @@ from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, p
 from data_prep.encode import Float16, encode_frames, load_vae
 from data_prep.rows import Rejection
 from data_prep.shards import write_shard
+from infra.errors import AnimateflowError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -67,12 +68,19 @@ class ShardWorker:
 
     @cached_property
     def _vae(self) -> AutoencoderKL:
-        """Loaded at the first clip: Ray passes on what a call raises as it is, and of a constructor only the text."""
         return load_vae(self._settings.vae, self._settings.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Makes the shard `row["task"]`, a pickled `ShardTask`; returns its name and counts."""
-        task: ShardTask = pickle.loads(row["task"])
+        """Makes the shard `row["task"]`, a pickled `ShardTask`; returns its name and counts, or `error`, pickled.
+
+        Ray would pass on an error as a text of its own.
+        """
+        try:
+            return self._shard(pickle.loads(row["task"]))
+        except AnimateflowError as error:
+            return {"error": pickle.dumps(error)}
+
+    def _shard(self, task: ShardTask) -> dict[str, Any]:
         started = time.monotonic()
         rows: list[dict[str, Any]] = []
         rejections: list[Rejection] = []

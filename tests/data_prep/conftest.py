@@ -16,9 +16,6 @@ from data_prep.rows import rejected_table
 from data_prep.shards import write_shard, write_table
 from infra import artifacts
 from infra.pocket.clips import write_clips
-from infra.runtime import quiet_environment
-
-quiet_environment()
 
 REALVIDEO = Path(__file__).resolve().parents[3] / "shared" / "realvideo"
 

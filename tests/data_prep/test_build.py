@@ -184,6 +184,15 @@ def test_a_failing_worker_is_one_message(ray_local: None, clips: Path, vae: Path
         build_latent_cache(CONFIG, clips, clips.parent / "videos", broken, tmp_path / "cache")
 
 
+def test_an_error_nobody_foresaw_is_named(ray_local: None, clips: Path, tmp_path: Path):
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(in_channels=1, block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "grey")
+    with pytest.raises(WorkError, match=r"Encoding stopped: RuntimeError: .*1 channels") as caught:
+        build_latent_cache(CONFIG, clips, clips.parent / "videos", tmp_path / "grey", tmp_path / "cache")
+    assert "Ray" not in str(caught.value)
+
+
 def test_no_vae(clips: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     for path in (tmp_path, tmp_path / "none", clips):
