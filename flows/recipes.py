@@ -166,7 +166,7 @@ def pocket() -> Recipe:
                     motion_loras=(WeightedFile(path=WEIGHTS / "motion-lora-zoom-in"),),
                 ),
             ),
-            prompts=("a red square moving left on grass", "a blue circle moving up on sand"),
+            prompts=("a blue circle moving up on sand", "a red square moving left on grass"),
             seeds=(4,),
             animation=animation,
             clip=ClipModel(name=f"local-dir:{WEIGHTS / 'clip'}"),
