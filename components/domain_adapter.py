@@ -6,10 +6,9 @@ out at inference (paper eq. 4), so that the motion module need not learn waterma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from components import lora
 
@@ -32,7 +31,3 @@ def apply_domain_adapter(unet: nn.Module, path: Path, alpha: float = 1.0) -> lor
     weights = load_domain_adapter(path)
     lora.merge(unet, weights, alpha, path)
     return weights
-
-
-def save_domain_adapter(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
-    lora.save(path, KIND, state, notes)

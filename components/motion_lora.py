@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from components import lora
 from infra.logs import get_logger
@@ -42,7 +42,3 @@ def apply_motion_lora(
         log.warning("%s was trained on a %s motion module and is used with a %s one.", path, trained_on, preset)
     lora.merge(unet, weights, scale, path)
     return weights
-
-
-def save_motion_lora(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
-    lora.save(path, KIND, state, notes)

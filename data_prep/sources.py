@@ -15,7 +15,6 @@ from infra.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
 WEBVID_COLUMNS = ("videoid", "contentUrl", "duration", "page_dir", "name")
-TABLE_COLUMNS = ("video", "caption")
 KINDS = "A source is a WebVid .csv (with --videos), a .jsonl or .parquet with `video` and `caption`, or a folder."
 
 
