@@ -1,4 +1,5 @@
-"""What the trainer reads: batches of clips in latent space. B batch, F frames, C channels, h w latents."""
+"""What the trainer reads: batches of clips in latent space. B batch, F frames, C channels, h w latents, L D tokens and
+width of a caption's embedding."""
 
 from __future__ import annotations
 
@@ -11,11 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """`latents_BCFhw` float32 posterior means, not scaled; one caption and one clip id a clip."""
+    """`latents_BCFhw` float32, means of the VAE's posteriors or draws from them, not scaled; one caption and one id a
+    clip."""
 
     latents_BCFhw: Tensor
     captions: list[str]
     clip_ids: list[str]
+    caption_embeddings_BLD: Tensor | None = None
+    """float32 last hidden states of the text encoder, where the source has them."""
 
 
 class BatchSource(Protocol):

@@ -1,23 +1,29 @@
-"""Videos to a latent cache. Runs on Ray Data; stopped at any point, the same call goes on with the shards that are
-missing, and where nothing is missing Ray is not even started."""
+"""Videos to a latent cache, or a cache to its next version. Runs on Ray Data; stopped at any point, the same call goes on
+with the shards that are missing, and where nothing is missing Ray is not even started."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from data_prep.download import DownloadConfig
+from data_prep.encode import Precision
+from data_prep.filters import Filters
 from data_prep.shot_types import ShotType
 from infra import artifacts, logs
 from infra.artifacts import Artifact, Draft
 from infra.config import Config, execution
+from infra.errors import UserError
 
 if TYPE_CHECKING:
     from data_prep.sources import SourceRow
+    from data_prep.worker import ShardTask
 
 KIND = "latent-cache"
 
@@ -45,14 +51,30 @@ class CacheConfig(Config):
     """The work fails where a larger share of the source's rows is rejected."""
     seed: int = Field(0, ge=0)
     """For `window: random`."""
+    posterior: Literal["mean", "moments"] = "mean"
+    """What is kept of the VAE's posterior: its mean, or mean and log-variance, so that training can draw from it."""
+    precision: Precision = "auto"
+    """Of the VAE; `auto` is bf16 on a GPU and fp32 on a CPU. Latents are stored in fp16."""
+    caption_embeddings: bool = False
+    """Keep the text encoder's last hidden state of each caption."""
+    filters: Filters = Filters()
+    """What is measured beyond decoding, and rejected by it."""
+    download: DownloadConfig = execution(DownloadConfig())
+    """How missing videos are fetched, where that is asked for."""
     encode_batch: int = execution(16, ge=1)
-    """Frames through the VAE at a time."""
+    """Frames through the VAE at a time, across clips. Another number may change the last bit of latents."""
     decode_seconds_max: float = execution(120.0, gt=0)
     """A video whose decoding takes longer is rejected. Seconds of work; by the clock a tenfold."""
-    workers: int = execution(1, ge=1)
-    """Actors, each with a VAE and a decoding process."""
+    shard_videos: int = execution(64, ge=1)
+    """Videos in a shard at most: what a kill can cost."""
+    workers: int = execution(0, ge=0)
+    """Actors, each with a VAE; 0 is one a GPU, or without one as many as there are CPUs."""
+    decoders: int = execution(0, ge=0)
+    """Decoding processes of an actor; 0 is one on a CPU, and beside a GPU as many as it has CPUs."""
     device: str = execution("auto")
     """Of the VAE: auto, cpu or cuda."""
+    ray_address: str | None = execution(None)
+    """A running Ray cluster, such as `auto` or `ray://head:10001`; none: a Ray of its own on this machine."""
 
     @model_validator(mode="after")
     def _frames_in_order(self) -> Self:
@@ -61,64 +83,165 @@ class CacheConfig(Config):
         return self
 
 
-def build_latent_cache(config: CacheConfig, source: Path, videos: Path | None, vae: Path, out: Path) -> Artifact:
+def build_latent_cache(
+    config: CacheConfig,
+    source: str | Path,
+    videos: str | Path | None,
+    vae: Path,
+    out: Path,
+    prune: bool = False,
+    download: bool = False,
+) -> Artifact:
     """The latent cache of a source's videos, encoded by the VAE in `vae` (its folder, or a pipeline's).
 
-    Every row of the source is either cached or listed in `rejected.parquet` with its stage and reason.
+    Every row of the source is either cached or listed in `rejected.parquet` with its stage and reason. A cache that is
+    in `out` already becomes its next version: only videos that are new or changed are encoded, or all where the
+    encoding changed. Clips whose row or video is gone stay, unless `prune`. With `download`, videos that are missing are
+    fetched from their web addresses first.
 
     Raises:
-        UserError: the source, the folder of videos or the VAE is not there or not of its kind; `out` holds a cache of
-            other videos or another config.
+        UserError: the source, the folder of videos or the VAE is not there or not of its kind; `out` holds something
+            else; clips without videos would have to be encoded anew.
         WorkError: more than `rejected_share_max` of the rows are rejected, or encoding stopped.
     """
-    from data_prep.encode import vae_folder
-    from data_prep.plan import as_input, with_hashes
-    from data_prep.sources import read_source, videos_folder
+    from data_prep.encode import text_folder, vae_folder
+    from data_prep.plan import encoding_of, state_of
+    from data_prep.sources import read_source, videos_root
+    from infra.hashing import sha256_path
 
     weights = vae_folder(vae)
-    rows, hashes = with_hashes(read_source(source, videos))
-    inputs = {"videos": as_input(source, rows, hashes), "vae": artifacts.outside(weights, "vae")}
-    if done := artifacts.find(out, KIND, config, inputs):
-        log.info("The latent cache %s is there already: %d clips.", out, done.counts["clips"])
-        return done
-    with artifacts.draft(out, KIND, config, inputs, resumable=True) as draft:
-        _build(config, rows, hashes, weights, draft)
-        draft.metrics["videos_folder"] = str(videos_folder(source, videos).resolve())
+    text = text_folder(vae) if config.caption_embeddings else None
+    rows = read_source(source, videos)
+    if download:
+        rows = with_downloads(rows, source, videos, config.download)
+    encoding = encoding_of(config, sha256_path(weights), sha256_path(text / "text_encoder") if text else None)
+    finished = _finished(out)
+    state = state_of(rows, config, encoding, prune)
+    if finished is not None and finished.metrics["state"] == state:
+        log.info("The latent cache %s is up to date: %d clips.", out, finished.counts["clips"])
+        return finished
+    with artifacts.revision(out, KIND, config) as draft:
+        draft.inputs["vae"] = artifacts.Input("vae", weights.name, encoding["vae"])
+        work = Build(config, rows, encoding, weights, text, draft, finished, prune)
+        work.run()
+        draft.metrics["videos_root"] = videos_root(source, videos)
+        draft.metrics["state"] = state
+        draft.inputs["videos"] = artifacts.Input("videos", Path(source).name, draft.metrics["rows_sha256"])
     return artifacts.load(out, KIND)
 
 
-def _build(config: CacheConfig, rows: list[SourceRow], hashes: dict[Path, str], vae: Path, draft: Draft) -> None:
-    from data_prep.chain import encode_shards
-    from data_prep.finish import finish
-    from data_prep.plan import accept, plan
-    from data_prep.worker import WorkerSettings
-    from infra.runtime import pick_device
+def _finished(out: Path) -> Artifact | None:
+    """The cache that is there already.
 
-    started = time.monotonic()
-    accepted, rejections = accept(rows, draft.folder / "data_docs")
-    tasks = plan(config, accepted, hashes, draft.folder)
-    missing = [task for task in tasks if not task.path.exists()]
-    clips, to_do = len(accepted), sum(len(task.clips) for task in missing)
-    if to_do < clips:
-        log.info("%d of %d clips are done from an earlier run.", clips - to_do, clips)
-    device = str(pick_device(config.device))
-    settings = WorkerSettings(vae, device, config.encode_batch, config.decode_seconds_max)
-    frames = 0
-    with logs.progress(clips, "videos to latents", "clip", initial=clips - to_do) as bar:
-        for place, shard in enumerate(encode_shards(missing, settings, config.workers), 1):
-            bar.update(shard["clips"] + shard["rejected"])
-            frames += shard["frames"]
-            log.info(_shard_line(place, len(missing), shard))
-    seconds = time.monotonic() - started
-    finish(config, draft, rejections, len(rows), vae)
-    draft.metrics["seconds"] = round(seconds, 3)
-    draft.metrics["frames_per_second"] = round(frames / seconds, 3)
+    Raises:
+        UserError: something else is there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    finished = artifacts.load(out, KIND)
+    if "encoding" not in finished.metrics:
+        raise UserError(
+            f"{out} holds a latent cache of an older format.",
+            "Its shards do not say what they were made from, so that none of them can be taken over.",
+            f"Write to another --out, or remove {out} to make it anew.",
+        )
+    return finished
+
+
+@dataclass(frozen=True)
+class Build:
+    """One version of a cache being made."""
+
+    config: CacheConfig
+    rows: list[SourceRow]
+    encoding: dict[str, Any]
+    vae: Path
+    text: Path | None
+    draft: Draft
+    finished: Artifact | None
+    prune: bool
+
+    def run(self) -> None:
+        from data_prep.finish import finish
+        from data_prep.plan import accept, plan, refuse_new_encoding_of_the_gone, to_do
+
+        config, folder = self.config, self.draft.folder
+        before = self.finished.folder if self.finished else None
+        accepted = accept(self.rows, config, folder / "data_docs", self.finished, self.prune)
+        refuse_new_encoding_of_the_gone(accepted, self.encoding, self.finished)
+        tasks = plan(config, accepted.videos, self.encoding, folder, before)
+        missing = to_do(config, tasks, folder, before)
+        self._announce(tasks, missing)
+        pace = self._encode(tasks, missing)
+        finish(config, self.draft, before, tasks, accepted)
+        self.draft.metrics["encoding"] = self.encoding
+        self.draft.metrics |= pace
+
+    def _announce(self, tasks: list[ShardTask], missing: list[ShardTask]) -> None:
+        from data_prep.plan import changed_fields
+
+        if self.finished is not None and self.finished.metrics["encoding"] != self.encoding:
+            what = changed_fields(self.finished.metrics["encoding"], self.encoding)
+            log.info("Every clip is encoded anew: %s. The old version stays until the new one is whole.", what)
+        elif len(missing) < len(tasks):
+            log.info("%d of %d shards are there already.", len(tasks) - len(missing), len(tasks))
+
+    def _encode(self, tasks: list[ShardTask], missing: list[ShardTask]) -> dict[str, Any]:
+        """Makes the shards, and says how long it took until the first actor began, and how fast it went from there."""
+        from data_prep.chain import encode_shards
+
+        started = time.time()
+        shards = []
+        videos, left = (sum(len(task.videos) for task in some) for some in (tasks, missing))
+        with logs.progress(videos, "videos to latents", "video", initial=videos - left) as bar:
+            for place, shard in enumerate(encode_shards(missing, self.config, self.vae, self.text), 1):
+                bar.update(shard["videos"])
+                shards.append(shard)
+                log.info(_shard_line(place, len(missing), shard))
+        began = min((shard["began"] for shard in shards), default=started)
+        seconds = max((shard["ended"] for shard in shards), default=started) - began
+        frames = sum(shard["frames"] for shard in shards)
+        return {
+            "start_seconds": round(began - started, 3),
+            "encode_seconds": round(seconds, 3),
+            "frames_per_second": round(frames / seconds, 3) if seconds else 0.0,
+            **(shards[0]["vae"] if shards else self._vae_figures()),
+        }
+
+    def _vae_figures(self) -> dict[str, Any]:
+        """Where no actor has told them."""
+        from data_prep.encode import load_vae, vae_figures
+
+        if self.finished is not None and self.finished.metrics["encoding"]["vae"] == self.encoding["vae"]:
+            return {name: self.finished.metrics[name] for name in ("vae_sha256", "scaling_factor")}
+        return vae_figures(load_vae(self.vae, "cpu"))
+
+
+def with_downloads(
+    rows: list[SourceRow], source: str | Path, videos: str | Path | None, config: DownloadConfig
+) -> list[SourceRow]:
+    """The rows after what is missing has been fetched from their web addresses; a failure is the row's problem."""
+    from data_prep.download import Wanted, download
+    from data_prep.sources import Problem, read_source
+
+    wanted = [Wanted(row.url, row.target) for row in rows if row.target is not None]
+    if not wanted:
+        return rows
+    failed = {path: undone for path, undone in download(wanted, config).items() if undone is not None}
+    again = read_source(source, videos)
+    return [
+        replace(row, problem=Problem(undone.reason, undone.message))
+        if row.file is None and row.target is not None and (undone := failed.get(row.target))
+        else row
+        for row in again
+    ]
 
 
 def _shard_line(place: int, of: int, shard: dict[str, Any]) -> str:
     reasons = Counter(json.loads(shard["reasons"]))
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    kept = shard["clips"] - shard["encoded"]
     return (
-        f"Shard {place}/{of} {shard['shard']}: {shard['clips']} clips, {shard['frames']} frames in "
-        f"{shard['seconds']:.1f} s" + (f"; rejected: {rejected}" if rejected else "")
+        f"Shard {place}/{of} {shard['shard']}: {shard['encoded']} clips encoded, {shard['frames']} frames in "
+        f"{shard['ended'] - shard['began']:.1f} s" + (f"; {kept} kept" if kept else "") + (f"; rejected: {rejected}" if rejected else "")
     )

@@ -55,12 +55,20 @@ class Child(Generic[Request, Answer]):
         self._process: Any = None
         self._pipe: Connection | None = None
         self._work_before = self._started = 0.0
+        self._starting = False
+        self.worked = 0.0
+        """CPU seconds of all answered calls."""
 
-    def start(self, request: Request) -> None:
-        """Hands the request over and returns at once; `finish` has the answer."""
+    def warm(self) -> None:
+        """Starts the child, unless there is one, and returns at once."""
         if self._process is None or not self._process.is_alive():
             self.close()
             self._spawn()
+
+    def start(self, request: Request) -> None:
+        """Hands the request over and returns at once; `finish` has the answer."""
+        self.warm()
+        self.await_start()
         assert self._pipe is not None
         self._work_before, self._started = self._work_seconds(), time.monotonic()
         self._pipe.send(request)
@@ -77,6 +85,7 @@ class Child(Generic[Request, Answer]):
             ChildRaisedError: the function raised.
         """
         good, answer = self._receive(seconds_max)
+        self.worked += self._work_seconds() - self._work_before
         if not good:
             raise ChildRaisedError(answer)
         return answer  # type: ignore[no-any-return]
@@ -117,6 +126,13 @@ class Child(Generic[Request, Answer]):
         self._process = context.Process(target=_serve, args=(self._function, self._prepare, theirs), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe ends when the child does
+        self._starting = True
+
+    def await_start(self) -> None:
+        """Returns when the child that `warm` started is ready for a request."""
+        if not self._starting:
+            return
+        self._starting = False
         self._work_before, self._started = 0.0, time.monotonic()
         good, what = self._receive(START_SECONDS_MAX)  # its imports are no part of any call
         if not good:

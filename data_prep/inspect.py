@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +16,20 @@ import pyarrow.parquet as pq
 
 from data_prep.cache import LatentCache
 from data_prep.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
-from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, prepare, request_for
+from data_prep.decode import DecodedClip, prepare, request_for
+from data_prep.filters import Filters
 from data_prep.pictures import animation, histogram, psnr, strip
+from data_prep.reading import VideoAnswer, VideoRequest, read_video
 from data_prep.shards import read_manifest
+from data_prep.sources import find_video
 from infra.errors import UserError
-from infra.hashing import sha256_file
 
 if TYPE_CHECKING:
     from data_prep.build import CacheConfig
     from data_prep.encode import UInt8
+    from data_prep.rows import CachedClip
+
+    Reader = Child[VideoRequest, VideoAnswer]
 
 CLIPS_SHOWN = 12
 FRAMES_SHOWN = 24
@@ -31,6 +37,17 @@ STRIP_FRAMES = 8
 CLIPS_IN_STATISTICS = 64
 EXAMPLES_PER_REASON = 3
 SOURCE_SECONDS_MAX = 60.0
+DEVIATION_USUAL = (0.6, 1.6)  # of scaled latents: the factor is made so that it is 1 over the VAE's training pictures
+MEAN_USUAL = 1.0
+MEASURES = (
+    ("flow", "Optical flow", "frame widths a second"),
+    ("shake", "Shake", "jitter of the camera's path"),
+    ("brightness", "Brightness", "mean luma, of 255"),
+    ("text_share", "Overlaid text", "share of the picture"),
+    ("watermark_share", "Standing text", "share of the picture"),
+    ("caption_match", "Caption match", "100 × cosine, CLIP"),
+    ("cuts", "Cuts", "in the source video"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,28 +109,25 @@ def inspect_cache(folder: Path, vae: Path, out: Path) -> Path:
 
 def _cards(cache: LatentCache, config: CacheConfig, vae: Any) -> list[Card]:
     shown = np.unique(np.linspace(0, len(cache) - 1, min(CLIPS_SHOWN, len(cache))).round().astype(int))
-    reader: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip, prepare)
+    reader: Reader = Child(read_video, prepare)
     try:
         return [_card(cache, int(index), config, vae, reader) for index in shown]
     finally:
         reader.close()
 
 
-def _card(
-    cache: LatentCache, index: int, config: CacheConfig, vae: Any, reader: Child[DecodeRequest, DecodedClip | Refused]
-) -> Card:
+def _card(cache: LatentCache, index: int, config: CacheConfig, vae: Any, reader: Reader) -> Card:
     from data_prep.encode import decode_latents
 
     clip = cache.row(index)
     decoded = decode_latents(vae, clip.latents_FChw[:FRAMES_SHOWN])
-    path = Path(cache.artifact.metrics["videos_folder"]) / clip.source
-    source = _source_frames(request_for(config, clip.clip_id, path), clip.content_sha256, reader)
+    source = _source_frames(cache.artifact.metrics["videos_root"], clip, config, reader)
     seconds = len(clip.latents_FChw) / clip.fps
     return Card(
         clip_id=clip.clip_id,
         caption=clip.caption,
         facts=f"{len(clip.latents_FChw)} frames · {seconds:.1f} s at {clip.fps:g} fps · motion {clip.motion:.1f} · "
-        f"{clip.source_fps:.4g} fps source · crop {clip.crop[2]} px",
+        f"{clip.source_width}×{clip.source_height} at {clip.source_fps:.4g} fps by {clip.decoder} · crop {clip.crop[2]} px",
         latents=animation(decoded, clip.fps),
         source=None if source is None else animation(source[:FRAMES_SHOWN], clip.fps),
         strip=strip(decoded, STRIP_FRAMES),
@@ -121,18 +135,26 @@ def _card(
     )
 
 
-def _source_frames(
-    request: DecodeRequest, sha256: str, reader: Child[DecodeRequest, DecodedClip | Refused]
-) -> UInt8 | None:
-    """The pixels that were encoded; None where the file is gone or is another one now."""
-    if not request.path.is_file() or sha256_file(request.path) != sha256:
+def _source_frames(root: str, clip: CachedClip, config: CacheConfig, reader: Reader) -> UInt8 | None:
+    """The pixels that were encoded; None where the video is gone or is another one now."""
+    file = find_video(root, clip.source)
+    if file is None:
         return None
-    reader.start(request)
-    try:
-        answer = reader.finish(SOURCE_SECONDS_MAX)
-    except (ChildDiedError, ChildLateError, ChildRaisedError):
-        return None  # it could be read when the cache was built: this machine differs
-    return answer.frames_FHWC if isinstance(answer, DecodedClip) else None
+    with TemporaryDirectory(prefix="animateflow-") as scratch:
+        plain = config.replace(filters=Filters(cuts=config.filters.cuts, cut_threshold=config.filters.cut_threshold))
+        reader.start(VideoRequest(file, request_for(plain, clip.video_id, Path()), Path(scratch)))
+        try:
+            answer = reader.finish(SOURCE_SECONDS_MAX)
+        except (ChildDiedError, ChildLateError, ChildRaisedError):
+            return None  # it could be read when the cache was built: this machine differs
+    if answer.content_sha256 != clip.content_sha256:
+        return None
+    same = [
+        found.frames_FHWC
+        for found in answer.clips
+        if isinstance(found, DecodedClip) and found.source_indices == clip.source_indices
+    ]
+    return same[0] if same else None
 
 
 def _charts(manifest: Any) -> list[dict[str, str]]:
@@ -153,12 +175,19 @@ def _charts(manifest: Any) -> list[dict[str, str]]:
             "median": f"{np.median(values):.3g}",
             "high": f"{values.max():.3g}",
         }
-        for title, unit, values in series
+        for title, unit, values in [*series, *_measured(manifest)]
     ]
 
 
-def _channels(cache: LatentCache) -> list[dict[str, float]]:
-    """Mean, deviation and range of each latent channel over some clips, scaled as a trainer sees them."""
+def _measured(manifest: Any) -> list[tuple[str, str, Any]]:
+    """What filters measured, where they were on."""
+    values = ((title, unit, manifest[name].drop_null().to_numpy()) for name, title, unit in MEASURES)
+    return [(title, unit, measured.astype(np.float64)) for title, unit, measured in values if len(measured)]
+
+
+def _channels(cache: LatentCache) -> list[dict[str, Any]]:
+    """Mean, deviation, range and distribution of each latent channel over some clips, scaled as a trainer sees them,
+    and whether they are what the scaling factor is there to make them: about 0 and 1."""
     if not len(cache):
         return []
     shown = np.unique(np.linspace(0, len(cache) - 1, min(CLIPS_IN_STATISTICS, len(cache))).round().astype(int))
@@ -166,8 +195,16 @@ def _channels(cache: LatentCache) -> list[dict[str, float]]:
         [cache.row(int(i)).latents_FChw.transpose(1, 0, 2, 3).reshape(cache.channels, -1) for i in shown], axis=1
     ).astype(np.float32)
     values_CN *= cache.scaling_factor
+    low, high = DEVIATION_USUAL
     return [
-        {"mean": float(v.mean()), "deviation": float(v.std()), "low": float(v.min()), "high": float(v.max())}
+        {
+            "mean": float(v.mean()),
+            "deviation": float(v.std()),
+            "low": float(v.min()),
+            "high": float(v.max()),
+            "usual": abs(float(v.mean())) <= MEAN_USUAL and low <= float(v.std()) <= high,
+            "svg": histogram(v, normal=True),
+        }
         for v in values_CN
     ]
 

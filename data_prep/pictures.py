@@ -40,10 +40,11 @@ def strip(frames_FHWC: UInt8, count: int) -> str:
     return _address(out.getvalue())
 
 
-def histogram(values: ArrayLike) -> str:
-    """Bars as SVG in the text's colour, with the ends of the range below and the median marked."""
+def histogram(values: ArrayLike, normal: bool = False) -> str:
+    """Bars as SVG in the text's colour, with the ends of the range below and the median marked; with `normal`, over -4
+    to 4 and with the normal distribution's curve of mean 0 and deviation 1."""
     data = np.asarray(values, dtype=np.float64)
-    low, high = float(data.min()), float(data.max())
+    low, high = (-4.0, 4.0) if normal else (float(data.min()), float(data.max()))
     if high == low:
         low, high = low - 0.5, high + 0.5
     counts, _ = np.histogram(data, bins=BARS, range=(low, high))
@@ -55,11 +56,22 @@ def histogram(values: ArrayLike) -> str:
         if (height := count / counts.max() * (CHART_HEIGHT - 8))
     )
     middle = (float(np.median(data)) - low) / (high - low) * CHART_WIDTH
+    curve = _normal_curve(low, high, len(data), int(counts.max())) if normal else ""
     return (
-        f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT + 1}" role="img"><g class="bars">{bars}</g>'
+        f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT + 1}" role="img"><g class="bars">{bars}</g>{curve}'
         f'<line class="median" x1="{middle:.1f}" x2="{middle:.1f}" y1="0" y2="{CHART_HEIGHT}"/>'
         f'<line class="axis" x1="0" x2="{CHART_WIDTH}" y1="{CHART_HEIGHT}" y2="{CHART_HEIGHT}"/></svg>'
     )
+
+
+def _normal_curve(low: float, high: float, count: int, highest: int) -> str:
+    """What the bars of so many values would be, on the scale of the `highest` bar."""
+    x = np.linspace(low, high, 81)
+    y = count * (high - low) / BARS * np.exp(-x * x / 2) / np.sqrt(2 * np.pi) / highest * (CHART_HEIGHT - 8)
+    points = " ".join(
+        f"{(a - low) / (high - low) * CHART_WIDTH:.1f},{max(0.0, CHART_HEIGHT - b):.1f}" for a, b in zip(x, y, strict=True)
+    )
+    return f'<polyline class="expected" points="{points}"/>'
 
 
 def psnr(one: UInt8, other: UInt8) -> float:

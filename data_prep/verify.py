@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.rows import CACHE_SCHEMA
+from data_prep.rows import CACHE_SCHEMA, place_of
 from data_prep.shards import shard_paths
 from infra import artifacts
 
@@ -37,26 +37,30 @@ class Verification:
 
 
 def verify(folder: Path) -> Verification:
-    """Checks every row: hash, shape, finite values, order; and their number against the record.
+    """Checks every row: hash, shapes, finite values, order; and their number against the record and the index.
 
     Raises:
         UserError: `folder` is not a finished latent cache.
     """
     artifact = artifacts.load(folder, "latent-cache")
     problems: list[str] = []
-    clips, last = 0, ""
-    for path in shard_paths(folder):
+    clips, last = 0, ("", "")
+    places: list[dict[str, Any]] = []
+    for shard, path in enumerate(shard_paths(folder)):
         try:
-            for row in _rows(path):
+            for place, row in enumerate(_rows(path)):
                 clips += 1
                 problems += [f"{path.name}: {row['clip_id']}: {what}." for what in row_problems(row)]
-                if row["clip_id"] <= last:
-                    problems.append(f"{path.name}: {row['clip_id']} comes after {last}: doubled, or out of order.")
-                last = row["clip_id"]
+                here = (place_of(row["video_id"]), row["clip_id"])
+                if here <= last:
+                    problems.append(f"{path.name}: {row['clip_id']} comes after {last[1]}: doubled, or out of order.")
+                last = here
+                places.append(_place(row, shard, place))
         except (pa.ArrowException, OSError) as error:
             problems.append(f"{path.name} cannot be read: {error}.")
     if clips != artifact.counts["clips"]:
         problems.append(f"The record states {artifact.counts['clips']} clips; {clips} are there.")
+    problems += _index_problems(folder / "index.parquet", places)
     return Verification(folder, clips, tuple(problems))
 
 
@@ -72,6 +76,26 @@ def row_problems(row: dict[str, Any]) -> Iterator[str]:
         yield "its latents hold values that are not finite"
     if len(row["source_indices"]) != shape[0]:
         yield f"it names {len(row['source_indices'])} source frames and holds {shape[0]}"
+    if row["logvar"] is not None and len(row["logvar"]) != len(data):
+        yield f"its log-variances are {len(row['logvar'])} bytes, its latents {len(data)}"
+    embedding = row["caption_embedding"]
+    if embedding is not None and 2 * int(np.prod(row["caption_embedding_shape"])) != len(embedding):
+        yield f"its caption's embedding is {len(embedding)} bytes, not the shape {row['caption_embedding_shape']}"
+
+
+def _place(row: dict[str, Any], shard: int, place: int) -> dict[str, Any]:
+    frames = (row["latents_shape"] or [0])[0]
+    return {"clip_id": row["clip_id"], "video_id": row["video_id"], "shard": shard, "row": place, "frames": frames}
+
+
+def _index_problems(path: Path, places: list[dict[str, Any]]) -> Iterator[str]:
+    try:
+        index = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        yield f"{path.name} cannot be read: {error}."
+        return
+    if index.to_pylist() != places:
+        yield f"{path.name} does not list the rows of the shards."
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

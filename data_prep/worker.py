@@ -1,16 +1,17 @@
-"""The actor that makes shards: decode in a child process, encode here, commit. Only a summary leaves it.
+"""The actor that makes shards: decode in child processes, encode here, commit. Only a summary leaves it.
 
-The child decodes the next video while the VAE encodes this one, and no decoded pixels pass through Ray's object store.
+The children decode the next videos while the VAE encodes these, and no decoded pixels pass through Ray's object store.
+Clips that an older shard holds are taken over from it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,57 +19,145 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
-from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, prepare
-from data_prep.encode import Float16, encode_frames, load_vae
+from data_prep.decode import DecodedClip, Refused, prepare, request_for
+from data_prep.encode import CaptionEncoder, Encoder, Latents, UInt8, dtype_of, load_vae, vae_figures
+from data_prep.files import VideoFile
+from data_prep.filters import CaptionMatch, judge_measures
+from data_prep.making import add_embeddings, cache_row, clip_name
+from data_prep.reading import VideoAnswer, VideoRequest, read_video
+from data_prep.reuse import Known
 from data_prep.rows import Rejection
-from data_prep.shards import write_shard
+from data_prep.shards import ShardState, VideoState, write_shard
 from infra.errors import AnimateflowError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+    from data_prep.build import CacheConfig
 
-@dataclass(frozen=True)
-class ClipTask:
-    """A clip to be made."""
+AGAIN = "-again"  # ends the name of a shard that lacks videos which could not be read this time
 
+
+@dataclass(frozen=True, slots=True)
+class VideoTask:
+    """A video to be made into clips."""
+
+    video_id: str
     caption: str
     source: str
-    content_sha256: str
-    request: DecodeRequest
+    stamp: str
+    file: VideoFile | None
+    """None where the video is gone, and its clips are taken over from an older shard."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The clips of one shard, and the file that they become."""
+    """The videos of one shard, and the file that they become."""
 
     path: Path
-    clips: list[ClipTask]
+    videos: list[VideoTask]
+    encoding: dict[str, Any]
+    old: list[Path]
+    """Older shards that may hold clips of these videos."""
+
+    @property
+    def path_again(self) -> Path:
+        """Its name where a video could not be read: the next run will not take it for done."""
+        return self.path.with_name(f"{self.path.stem}{AGAIN}.parquet")
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How an actor works; none of this changes a row."""
+    """How an actor works."""
 
+    config: CacheConfig
     vae: Path
+    text: Path | None
+    """The pipeline folder whose text encoder embeds captions; None where that is off."""
     device: str
-    encode_batch: int
-    decode_seconds_max: float
+    decoders: int
+    threads: int
+    """Of the VAE on a CPU."""
+
+
+@dataclass
+class _Making:
+    """A shard on its way."""
+
+    task: ShardTask
+    filters: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rejections: dict[str, list[Rejection]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    encoded: int = 0
+    frames: int = 0
+
+    def reject(self, video: VideoTask, refused: Refused) -> None:
+        rejection = Rejection(
+            clip_name(video.video_id, refused.shot, split=refused.shot > 0),
+            video.source,
+            refused.stage,
+            refused.reason,
+            refused.message,
+            refused.value,
+        )
+        self.rejections.setdefault(video.video_id, []).append(rejection)
+
+    @property
+    def state(self) -> ShardState:
+        videos = {
+            video.video_id: VideoState(
+                video.caption,
+                video.source,
+                video.stamp,
+                self.hashes.get(video.video_id, ""),
+                self.rejections.get(video.video_id, []),
+            )
+            for video in self.task.videos
+        }
+        return ShardState(self.task.encoding, self.filters, videos)
 
 
 class ShardWorker:
-    """One per actor: holds the VAE and the decoding child."""
+    """One per actor: holds the VAE and the decoding children."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        import torch
+
         from infra.runtime import quiet_environment
 
         quiet_environment()
+        torch.set_num_threads(settings.threads)
         self._settings = settings
-        self._child: Child[DecodeRequest, DecodedClip | Refused] = Child(decode_clip, prepare)
+        self._children: list[Child[VideoRequest, VideoAnswer]] = [
+            Child(read_video, prepare) for _ in range(settings.decoders)
+        ]
 
     @cached_property
     def _vae(self) -> AutoencoderKL:
-        return load_vae(self._settings.vae, self._settings.device)
+        settings = self._settings
+        return load_vae(settings.vae, settings.device, dtype_of(settings.config.precision, settings.device))
+
+    @cached_property
+    def _vae_figures(self) -> dict[str, Any]:
+        return vae_figures(self._vae if self._vae.dtype.itemsize == 4 else load_vae(self._settings.vae, "cpu"))
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        config = self._settings.config
+        return Encoder(self._vae, config.encode_batch, config.posterior == "moments")
+
+    @cached_property
+    def _captions(self) -> CaptionEncoder | None:
+        settings = self._settings
+        return CaptionEncoder(settings.text, settings.device) if settings.text is not None else None
+
+    @cached_property
+    def _caption_match(self) -> CaptionMatch | None:
+        filters = self._settings.config.filters
+        if filters.caption_match_min is None or filters.clip is None:
+            return None
+        return CaptionMatch(filters.clip, self._settings.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Makes the shard `row["task"]`, a pickled `ShardTask`; returns its name and counts, or `error`, pickled.
@@ -80,80 +169,123 @@ class ShardWorker:
         except AnimateflowError as error:
             return {"error": pickle.dumps(error)}
 
+    def close(self) -> None:
+        for child in self._children:
+            child.close()
+
     def _shard(self, task: ShardTask) -> dict[str, Any]:
-        started = time.monotonic()
-        rows: list[dict[str, Any]] = []
-        rejections: list[Rejection] = []
-        for clip, decoded in self._decoded(task.clips):
-            made = self._encoded(clip, decoded)
-            if isinstance(made, Rejection):
-                rejections.append(made)
-            else:
-                rows.append(made)
-        write_shard(task.path, rows, rejections)
+        self._warm()
+        began = time.time()
+        making = _Making(task, self._settings.config.filters.model_dump(mode="json"))
+        missing = self._take_over(making)
+        with tempfile.TemporaryDirectory(prefix="animateflow-") as scratch:
+            self._make(making, missing, Path(scratch))
+        add_embeddings(making.rows, self._captions)
+        unread = any(row.reason == "unreadable" for rows in making.rejections.values() for row in rows)
+        write_shard(task.path_again if unread else task.path, making.rows, making.state)
         return {
             "shard": task.path.name,
-            "clips": len(rows),
-            "rejected": len(rejections),
-            "frames": sum(made["latents_shape"][0] for made in rows),
-            "seconds": time.monotonic() - started,
-            "reasons": json.dumps(sorted(rejection.reason for rejection in rejections)),
+            "videos": len(task.videos),
+            "clips": len(making.rows),
+            "encoded": making.encoded,
+            "frames": making.frames,
+            "began": began,
+            "ended": time.time(),
+            "vae": self._vae_figures,
+            "reasons": json.dumps(sorted(row.reason for rows in making.rejections.values() for row in rows)),
         }
 
-    def close(self) -> None:
-        self._child.close()
+    def _warm(self) -> None:
+        """Loads the models and starts the children, before the first video."""
+        for child in self._children:
+            child.warm()
+        _ = self._encoder, self._vae_figures, self._captions, self._caption_match
+        for child in self._children:
+            child.await_start()
 
-    def _decoded(self, clips: list[ClipTask]) -> Iterator[tuple[ClipTask, DecodedClip | Rejection]]:
-        """Each clip decoded, one ahead of the consumer."""
-        for place, clip in enumerate(clips):
-            if place == 0:
-                self._child.start(clip.request)
-            decoded = self._finish(clip)
-            if place + 1 < len(clips):
-                self._child.start(clips[place + 1].request)
-            yield clip, decoded
+    def _take_over(self, making: _Making) -> list[VideoTask]:
+        """Takes what older shards hold; returns the videos that are to be made."""
+        known = Known(making.task.old, making.task.encoding, self._settings.config.filters)
+        missing = []
+        for video in making.task.videos:
+            found = known.of(video)
+            if found is None:
+                missing.append(video)
+                continue
+            making.hashes[video.video_id] = found.content_sha256
+            for row in found.rows:
+                self._judge_again(making, video, row)
+            for rejection in found.rejections:
+                making.rejections.setdefault(video.video_id, []).append(replace(rejection, source=video.source))
+        return missing
 
-    def _finish(self, clip: ClipTask) -> DecodedClip | Rejection:
-        limit = self._settings.decode_seconds_max
+    def _judge_again(self, making: _Making, video: VideoTask, row: dict[str, Any]) -> None:
+        """Thresholds of filters may have changed since a row was written: they are applied to what was measured."""
+        verdict = judge_measures(self._settings.config.filters, row)
+        if verdict is None:
+            making.rows.append({**row, "caption": video.caption, "source": video.source})
+        else:
+            making.rejections.setdefault(video.video_id, []).append(
+                Rejection(row["clip_id"], video.source, "filter", verdict.reason, verdict.message, verdict.value)
+            )
+
+    def _make(self, making: _Making, videos: list[VideoTask], scratch: Path) -> None:
+        for (video, clip), latents in self._encoder.stream(self._decoded(making, videos, scratch)):
+            bad = int((~np.isfinite(latents.mean)).sum())
+            if bad:
+                message = f"{bad} of {latents.mean.size} latent values are not finite in fp16; set precision to fp32."
+                making.reject(video, Refused("latents_not_finite", message, "encode", shot=clip.shot))
+                continue
+            making.rows.append(self._row(making, video, clip, latents))
+            making.encoded += 1
+            making.frames += len(latents.mean)
+
+    def _row(self, making: _Making, video: VideoTask, clip: DecodedClip, latents: Latents) -> dict[str, Any]:
+        split = self._settings.config.filters.cuts == "split"
+        name = clip_name(video.video_id, clip.shot, split)
+        return cache_row(name, video, making.hashes[video.video_id], clip, latents, self._settings.config.shot_type)
+
+    def _decoded(
+        self, making: _Making, videos: list[VideoTask], scratch: Path
+    ) -> Iterator[tuple[tuple[VideoTask, DecodedClip], UInt8]]:
+        """The clips of the videos in their order, each child one video ahead."""
+        children = self._children
+        for video, child in zip(videos, children, strict=False):
+            child.start(self._request(video, scratch))
+        for place, video in enumerate(videos):
+            child = children[place % len(children)]
+            answer = self._finish(child)
+            if place + len(children) < len(videos):
+                child.start(self._request(videos[place + len(children)], scratch))
+            making.hashes[video.video_id] = answer.content_sha256
+            for result in answer.clips:
+                if isinstance(result, Refused):
+                    making.reject(video, result)
+                elif self._matches(making, video, result):
+                    yield (video, result), result.frames_FHWC
+
+    def _request(self, video: VideoTask, scratch: Path) -> VideoRequest:
+        assert video.file is not None, "a video that is gone is taken over or refused before"
+        return VideoRequest(video.file, request_for(self._settings.config, video.video_id, Path()), scratch)
+
+    def _finish(self, child: Child[VideoRequest, VideoAnswer]) -> VideoAnswer:
+        limit = self._settings.config.decode_seconds_max
         try:
-            answer = self._child.finish(limit)
+            return child.finish(limit)
         except ChildLateError as error:
-            answer = Refused("decode_timeout", f"Decoding was not done within {limit:g} s and was ended ({error}).")
+            refused = Refused("decode_timeout", f"Decoding was not done within {limit:g} s and was ended ({error}).")
         except ChildDiedError as error:
-            answer = Refused("decoder_crashed", f"The decoder crashed on this file (exit code {error.exit_code}).")
+            refused = Refused("decoder_crashed", f"The decoder crashed on this file (exit code {error.exit_code}).")
         except ChildRaisedError as error:
-            answer = Refused("decode_failed", f"The decoder failed on this file: {error}.")
-        if isinstance(answer, Refused):
-            return Rejection(clip.request.clip_id, clip.source, "decode", answer.reason, answer.message)
-        return answer
+            refused = Refused("decode_failed", f"The decoder failed on this file: {error}.")
+        return VideoAnswer("", [refused])
 
-    def _encoded(self, clip: ClipTask, decoded: DecodedClip | Rejection) -> dict[str, Any] | Rejection:
-        if isinstance(decoded, Rejection):
-            return decoded
-        latents = encode_frames(self._vae, decoded.frames_FHWC, self._settings.encode_batch)
-        if not np.isfinite(latents).all():
-            bad = int((~np.isfinite(latents)).sum())
-            message = f"{bad} of {latents.size} latent values are not finite in fp16."
-            return Rejection(clip.request.clip_id, clip.source, "encode", "latents_not_finite", message)
-        return cache_row(clip, decoded, latents)
-
-
-def cache_row(clip: ClipTask, decoded: DecodedClip, latents_FChw: Float16) -> dict[str, Any]:
-    """A row of `rows.CACHE_SCHEMA`."""
-    data = np.ascontiguousarray(latents_FChw).tobytes()
-    return {
-        "clip_id": clip.request.clip_id,
-        "caption": clip.caption,
-        "source": clip.source,
-        "content_sha256": clip.content_sha256,
-        "source_fps": decoded.source_fps,
-        "source_frames": decoded.source_frames,
-        "fps": decoded.fps,
-        "source_indices": decoded.source_indices,
-        "crop": decoded.crop,
-        "shot_type": clip.request.shot_type,
-        "motion": decoded.motion,
-        "latents": data,
-        "latents_shape": list(latents_FChw.shape),
-        "latents_sha256": hashlib.sha256(data).hexdigest(),
-    }
+    def _matches(self, making: _Making, video: VideoTask, clip: DecodedClip) -> bool:
+        """Measures how well the caption fits, where that is asked for; False where it does not."""
+        if self._caption_match is None:
+            return True
+        clip.measures["caption_match"] = self._caption_match(clip.frames_FHWC, video.caption)
+        verdict = judge_measures(self._settings.config.filters, clip.measures)
+        if verdict is not None:
+            making.reject(video, Refused(verdict.reason, verdict.message, "filter", verdict.value, clip.shot))
+        return verdict is None

@@ -7,7 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import Overrides, RecipeName, Root, Source, Videos, explained, work_of
+from flows.parameters import Download, Overrides, Prune, RecipeName, Root, Source, Videos, explained, work_of
 from flows.reporting import carry_out, show
 from infra.artifacts import Artifact
 
@@ -23,8 +23,10 @@ def build_latent_cache(
     source: Source = None,
     videos: Videos = None,
     shots: Shots = False,
+    prune: Prune = False,
+    download: Download = False,
 ) -> Artifact:
-    """Checks, decodes and encodes videos into a latent cache. Only clips that are missing are encoded."""
+    """Checks, decodes and encodes videos into a latent cache. Only what is new or has changed is encoded."""
     work = work_of(recipe, overrides, root)
     build = work.shot_cache if shots else work.latent_cache
-    return show(carry_out("videos to latents", lambda: build(source, videos), retries=2))
+    return show(carry_out("videos to latents", lambda: build(source, videos, prune, download), retries=2))

@@ -15,16 +15,17 @@ from infra.errors import UserError
 class Footage:
     """What `data_prep.build.build_latent_cache` reads."""
 
-    source: Path
-    videos: Path | None
+    source: str | Path
+    videos: str | Path | None
 
 
 class OwnVideos(Config):
     """Videos and captions of the user."""
 
-    source: Path | None = None
-    """A WebVid CSV, a JSONL or Parquet table, or a folder of videos with captions in .txt files beside them."""
-    videos: Path | None = None
+    source: str | None = None
+    """A WebVid CSV, a JSONL or Parquet table, a folder of videos with captions beside them, or a WebDataset .tar: as a path
+    or as an fsspec address."""
+    videos: str | None = None
     """The folder that the table's rows refer to; not needed where `source` is a folder."""
 
     def provide(self, folder: Path) -> Footage:

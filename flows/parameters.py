@@ -44,12 +44,15 @@ Motion = Annotated[
     ),
 ]
 Source = Annotated[
-    Path | None,
+    str | None,
     Field(
-        description="WebVid CSV, JSONL, Parquet or a folder with captions; empty means the recipe's own footage.",
+        description="WebVid CSV, JSONL, Parquet, folder with captions or WebDataset .tar, as a path or an fsspec address "
+        "such as s3://bucket/table.csv; empty means the recipe's own footage.",
     ),
 ]
-Videos = Annotated[Path | None, Field(description="The folder that the rows of a table refer to.")]
+Videos = Annotated[str | None, Field(description="The folder, or its address, that the rows of a table refer to.")]
+Prune = Annotated[bool, Field(description="Drop clips whose rows or videos are no longer in the source.")]
+Download = Annotated[bool, Field(description="Fetch missing videos of a WebVid table from its contentUrl first.")]
 Prompt = Annotated[str | None, Field(description="What to see, and how it moves; empty: the recipe's.")]
 Seed = Annotated[int | None, Field(ge=0, description="Same seed, same animation; empty: the recipe's.")]
 

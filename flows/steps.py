@@ -19,12 +19,20 @@ if TYPE_CHECKING:
     OnStep = Callable[[StepReport], None]
 
 
-def latent_cache(config: CacheConfig, source: Path, videos: Path | None, base: BaseModel, out: Path) -> Artifact:
+def latent_cache(
+    config: CacheConfig,
+    source: str | Path,
+    videos: str | Path | None,
+    base: BaseModel,
+    out: Path,
+    prune: bool = False,
+    download: bool = False,
+) -> Artifact:
     """Videos → latents, encoded by the base model's VAE."""
     from components.base_model import resolve
     from data_prep.build import build_latent_cache
 
-    return build_latent_cache(config, source, videos, resolve(base.path), out)
+    return build_latent_cache(config, source, videos, resolve(base.path), out, prune, download)
 
 
 def domain_adapter(

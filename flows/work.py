@@ -28,25 +28,33 @@ class Work:
     root: Path
     _in_hand: dict[Hashable, Artifact] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def latent_cache(self, source: Path | None = None, videos: Path | None = None) -> Artifact:
+    def latent_cache(
+        self, source: str | None = None, videos: str | None = None, prune: bool = False, download: bool = False
+    ) -> Artifact:
         """Videos → latents."""
 
         def make(out: Path) -> Artifact:
             clips = self.root / "pocket-clips/footage"
             given = Footage(source, videos) if source else self.recipe.footage.provide(clips)
-            return steps.latent_cache(self.recipe.cache, given.source, given.videos, self.recipe.base, out)
+            return steps.latent_cache(
+                self.recipe.cache, given.source, given.videos, self.recipe.base, out, prune, download
+            )
 
-        return self._once("latent-cache/footage", make, source, videos)
+        return self._once("latent-cache/footage", make, source, videos, prune, download)
 
-    def shot_cache(self, source: Path | None = None, videos: Path | None = None) -> Artifact:
+    def shot_cache(
+        self, source: str | None = None, videos: str | None = None, prune: bool = False, download: bool = False
+    ) -> Artifact:
         """Reference clips → latents of one shot type."""
 
         def make(out: Path) -> Artifact:
             clips = self.root / "pocket-clips/shots"
             given = Footage(source, videos) if source else self.recipe.shot_footage.provide(clips)
-            return steps.latent_cache(self.recipe.shots, given.source, given.videos, self.recipe.base, out)
+            return steps.latent_cache(
+                self.recipe.shots, given.source, given.videos, self.recipe.base, out, prune, download
+            )
 
-        return self._once(f"latent-cache/{self.recipe.shots.shot_type}", make, source, videos)
+        return self._once(f"latent-cache/{self.recipe.shots.shot_type}", make, source, videos, prune, download)
 
     def domain_adapter(self, cache: Path | None = None, on_step: OnStep | None = None) -> Artifact:
         """Latents → domain adapter."""
@@ -102,7 +110,7 @@ class Work:
         )
         return steps.benchmark(config, self.root / "benchmark" / name)
 
-    def _once(self, place: str, make: Callable[[Path], Artifact], *given: Path | None) -> Artifact:
+    def _once(self, place: str, make: Callable[[Path], Artifact], *given: Hashable) -> Artifact:
         """Makes or finds an artifact, and hashes its inputs, once in the life of this object."""
         key = (place, *given)
         if key not in self._in_hand:

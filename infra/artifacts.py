@@ -81,6 +81,7 @@ class Draft:
 
     folder: Path
     resumed: bool
+    inputs: dict[str, Input] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -146,9 +147,47 @@ def draft(
         UserError: the place cannot be written, or another run is writing it now.
     """
     folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.partial")
     fingerprint = _fingerprint(kind, config, inputs)
     started = time.monotonic()
+    with _locked(folder) as partial:
+        seed = partial / "draft.json"
+        same = seed.is_file() and json.loads(seed.read_text(encoding="utf-8")) == {"fingerprint": fingerprint}
+        resumed = resumable and same
+        if not resumed:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            seed.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
+        work = Draft(partial, resumed, inputs=dict(inputs))
+        yield work
+        seed.unlink()
+        _seal(work, folder, kind, config, started)
+
+
+@contextmanager
+def revision(folder: Path, kind: str, config: Config) -> Iterator[Draft]:
+    """Opens the next version of an artifact whose files say themselves what they were made from.
+
+    The draft's folder holds what earlier runs left there, whatever they were asked for. `inputs` are filled in before
+    the end, when they are known. On a clean exit the draft is sealed and takes the place of the finished artifact,
+    which stays whole until then.
+
+    Raises:
+        UserError: the place cannot be written, or another run is writing it now.
+    """
+    folder = folder.absolute()
+    started = time.monotonic()
+    with _locked(folder) as partial:
+        resumed = partial.is_dir()
+        partial.mkdir(exist_ok=True)
+        (partial / RECORD).unlink(missing_ok=True)  # of a run that was stopped before it took its place
+        work = Draft(partial, resumed)
+        yield work
+        _seal(work, folder, kind, config, started)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """Holds the lock of an artifact's place, and gives the folder of its draft."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = (folder.parent / f".{folder.name}.lock").open("w")
@@ -163,36 +202,47 @@ def draft(
             raise UserError(
                 f"Another run is writing {folder} now.", "", "Wait for it to end, or name another --out."
             ) from None
-        seed = partial / "draft.json"
-        same = seed.is_file() and json.loads(seed.read_text(encoding="utf-8")) == {"fingerprint": fingerprint}
-        resumed = resumable and same
-        if not resumed:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            seed.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
-        work = Draft(partial, resumed)
-        yield work
-        record = {
-            "kind": kind,
-            "name": folder.name,
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": fingerprint,
-            "identity": _identity(kind, config, inputs),
-            "config": config.model_dump(mode="json"),
-            "inputs": {name: vars(given) for name, given in inputs.items()},
-            "counts": work.counts,
-            "metrics": work.metrics,
-            "versions": package_versions(),
-            "seconds": round(time.monotonic() - started, 3),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        seed.unlink()
-        write_json(partial / RECORD, record)
-        _share(partial)
-        if folder.is_dir():
-            folder.rmdir()  # only an empty folder gets here, see `find`
-        os.replace(partial, folder)
+        partial = folder.with_name(f".{folder.name}.partial")
+        _finish_replacing(folder, partial)
+        yield partial
     (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
+
+
+def _seal(work: Draft, folder: Path, kind: str, config: Config, started: float) -> None:
+    record = {
+        "kind": kind,
+        "name": folder.name,
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": _fingerprint(kind, config, work.inputs),
+        "identity": _identity(kind, config, work.inputs),
+        "config": config.model_dump(mode="json"),
+        "inputs": {name: vars(given) for name, given in work.inputs.items()},
+        "counts": work.counts,
+        "metrics": work.metrics,
+        "versions": package_versions(),
+        "seconds": round(time.monotonic() - started, 3),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_json(work.folder / RECORD, record)
+    _share(work.folder)
+    if folder.is_dir():
+        os.replace(folder, _before(folder))
+    _finish_replacing(folder, work.folder)
+
+
+def _finish_replacing(folder: Path, partial: Path) -> None:
+    """Goes on where a seal was stopped; with no version put aside only a sealed draft without an artifact is moved."""
+    before = _before(folder)
+    if not folder.exists() and (partial / RECORD).is_file():
+        os.replace(partial, folder)
+    elif not folder.exists() and before.is_dir():
+        os.replace(before, folder)
+    if before.is_dir():
+        shutil.rmtree(before)
+
+
+def _before(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.before")
 
 
 def _share(folder: Path) -> None:

@@ -9,6 +9,9 @@ UV=$TOOLS/bin/uv
 STAMP=.venv/.animateflow-setup
 export UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
+# Where Python may not keep what it compiles, every process would compile torch anew: half of each start.
+if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then export UV_COMPILE_BYTECODE=1; fi
+
 say() { printf '[setup %3ds] %s\n' "$SECONDS" "$*"; }
 stop() { printf '[setup] %s\n' "$@" >&2; exit 2; }
 
