@@ -2,10 +2,10 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := flows components data_prep evaluation infra tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test lint format lock clean bench bench-cache
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup:  ## .venv from requirements.lock; nothing to do when it is current
 	@bash infra/setup.sh
@@ -28,6 +28,11 @@ lint: setup  ## ruff and mypy
 format: setup  ## rewrites the code in the project's form
 	@$(BIN)/ruff check --fix $(PACKAGES)
 	@$(BIN)/ruff format $(PACKAGES)
+
+bench: bench-cache  ## every measurement of docs/performance.md
+
+bench-cache: setup  ## videos to latents: ours, the bare VAE, a plain script (minutes)
+	@$(BIN)/python -m data_prep.bench --repeats 3 --json bench-cache.json
 
 lock: setup  ## requirements.lock from pyproject.toml
 	@.tools/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

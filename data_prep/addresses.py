@@ -1,68 +1,56 @@
-"""The way to other machines: which may be talked to, where redirects lead, and what goes wrong.
+"""The way to a file on the web: which machines may be talked to, where redirects lead, what answers say.
 
-A table of web addresses is somebody else's data: an address in it, or one that it redirects to, may lead to a service inside
-one's own network. So a name is resolved here, all its addresses are checked, and the connection is made to one that was
-checked: there is no second look-up in between that could answer otherwise.
+A table of web addresses is somebody else's data: an address in it, or one that it redirects to, may lead to a service
+inside one's own network. So a name is resolved here, all its addresses are checked, and the connection is made to one
+that was checked: there is no second look-up in between that could answer otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from typing import Self
 
 import httpcore
 import httpx
+
+from data_prep.download import DownloadConfig, Failure
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 PROTOCOL_ASSIGNMENTS = IPv4Network("192.0.0.0/24")  # Python calls half of it global
-GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, section 2.4: what is not in it is of no use on the internet
-DOCUMENTATION = IPv6Network("3fff::/20")  # RFC 9637
+GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, section 2.4: nothing outside is on the internet
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+HEADERS = {"User-Agent": "animateflow", "Accept": "video/*, */*;q=0.5", "Accept-Encoding": "identity"}
 REDIRECTS = (301, 302, 303, 307, 308)
-
-
-class Failure(Exception):
-    """A file could not be fetched: a code and a sentence. `again`: another attempt may do better, after `wait` seconds
-    where the server asks for them."""
-
-    def __init__(self, reason: str, message: str, again: bool = False, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.reason, self.message, self.again, self.wait = reason, message, again, wait
+AGAIN = (408, 425, 429)  # and 5xx
+VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"FLV", b"OggS", b"\0\0\1\xba", b"\0\0\1\xb3", bytes.fromhex("3026b2758e66cf11"))
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is on the public internet: not loopback, private, link-local, shared by a provider (100.64/10),
+    """Whether an address is on the public internet: not loopback, private, link-local, a provider's own (100.64/10),
     multicast, reserved, unspecified, or an IPv6 form of such an IPv4 address."""
     if isinstance(address, IPv4Address):
         return address.is_global and not address.is_multicast and address not in PROTOCOL_ASSIGNMENTS
-    inner = address.ipv4_mapped or address.sixtofour
-    if address in NAT64:
-        inner = IPv4Address(int(address) & 0xFFFFFFFF)
+    inner = IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address.ipv4_mapped or address.sixtofour
     if inner is not None:
         return is_public(inner)
-    return address in GLOBAL_UNICAST and address.is_global and address not in DOCUMENTATION
-
-
-def is_any(address: Address) -> bool:
-    """Every address may be talked to."""
-    return True
+    return address in GLOBAL_UNICAST and address.is_global
 
 
 async def resolve_by_system(host: str, port: int) -> list[str]:
-    """The addresses of a host in the system's order of preference.
-
-    Raises:
-        socket.gaierror: there is no such host, or no name server answers.
-        UnicodeError: this cannot be a host's name.
-    """
+    """The addresses of a host in the system's order; socket.gaierror, or UnicodeError for what can be no host."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -80,26 +68,23 @@ class Network:
         """All addresses of a host.
 
         Raises:
-            Failure: one of them may not be talked to. The others are not tried either: an honest host has no such.
-            socket.gaierror, UnicodeError: as `resolve`.
+            Failure: one may not be talked to. The others are not tried either: an honest host has no such address.
+            socket.gaierror, UnicodeError: as `resolve_by_system`.
         """
         found = await self.resolve(host, port)
         for text in found:
             if not self.allowed(ip_address(text)):
-                raise Failure(
-                    "download_private_address",
-                    f"The host {host} has the address {text}, which is not on the public internet; it was not asked.",
-                )
+                message = f"{host} has the address {text}, which is not on the public internet; it was not asked."
+                raise Failure("download_private_address", message)
         return found
 
 
 class _Connections(httpcore.AsyncNetworkBackend):
-    """TCP connections to checked addresses only. Above it, the name stays: in the Host header, for TLS, and as the key
-    of connections that are used again."""
+    """TCP connections to checked addresses only. Above them the name stays: in the Host header, for TLS, and as the key
+    by which a connection is used again."""
 
     def __init__(self, network: Network) -> None:
-        self.network = network
-        self.sockets = httpcore.AnyIOBackend()
+        self.network, self.sockets = network, httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -118,37 +103,30 @@ class _Connections(httpcore.AsyncNetworkBackend):
         raise refused
 
 
-class _Transport(httpx.AsyncHTTPTransport):
-    def __init__(self, network: Network, concurrency: int) -> None:
-        # httpx has no argument for the network below it, and takes all that it does from this pool.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=network.tls or httpx.create_ssl_context(trust_env=False),
-            max_connections=concurrency,
-            keepalive_expiry=5.0,
-            network_backend=_Connections(network),
-        )
-
-
-def client(network: Network, concurrency: int, connect_seconds: float, read_seconds: float) -> httpx.AsyncClient:
-    """A client that talks to allowed machines only, follows no redirect, and knows no proxy, netrc file or cookie."""
-    return httpx.AsyncClient(
-        transport=_Transport(network, concurrency),
-        timeout=httpx.Timeout(read_seconds, connect=connect_seconds, pool=None),
-        headers={"User-Agent": "animateflow", "Accept": "video/*, */*;q=0.5", "Accept-Encoding": "identity"},
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        trust_env=False,
+def transport(network: Network, concurrency: int) -> httpx.AsyncHTTPTransport:
+    """HTTP to allowed machines only. It is used without httpx's client, which reads proxies and passwords from the
+    environment, keeps cookies, and stumbles over some redirects even where it shall not follow them."""
+    tls = network.tls or httpx.create_ssl_context(trust_env=False)
+    made = httpx.AsyncHTTPTransport(verify=tls)
+    # httpx has no argument for the network below it; all that its transport does goes through this pool.
+    made._pool = httpcore.AsyncConnectionPool(
+        ssl_context=tls,
+        max_connections=concurrency,
+        keepalive_expiry=5.0,
+        network_backend=_Connections(network),
     )
+    return made
 
 
-def web_url(text: str) -> httpx.URL:
-    """The http or https address that a text is.
+def web_url(text: str, base: httpx.URL | None = None) -> httpx.URL:
+    """The http or https address that a text is, or that it is seen from another one.
 
     Raises:
         Failure: it is none.
     """
     try:
-        url = httpx.URL(text)
-        if url.scheme in ("http", "https") and url.host:
+        url = (base.join(text) if base else httpx.URL(text)).copy_with(fragment=None)
+        if url.scheme in ("http", "https") and url.host and 0 < (url.port or 80) < 2**16:
             return url
         problem = "only http://… and https://… are fetched"
     except (httpx.InvalidURL, UnicodeError) as error:
@@ -163,7 +141,7 @@ def shown(url: httpx.URL) -> str:
 
 @asynccontextmanager
 async def answer(
-    client: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str], redirects_max: int
+    web: httpx.AsyncHTTPTransport, url: httpx.URL, headers: dict[str, str], config: DownloadConfig
 ) -> AsyncIterator[httpx.Response]:
     """The answer to GET at the end of all redirects, its body not yet read. Every hop goes through the same checks.
 
@@ -172,19 +150,21 @@ async def answer(
         httpx.HTTPError, socket.gaierror, UnicodeError: no answer.
     """
     hops = [url]
+    seconds = {"connect": config.connect_seconds, "read": config.read_seconds, "write": config.read_seconds}
     while True:
-        response = await client.send(client.build_request("GET", hops[-1], headers=headers), stream=True)
+        request = httpx.Request("GET", hops[-1], headers=HEADERS | headers, extensions={"timeout": seconds})
+        response = await web.handle_async_request(request)
         try:
-            if response.status_code not in REDIRECTS:
+            if response.status_code not in REDIRECTS or "Location" not in response.headers:
                 yield response
                 return
-            target, problem = _target(response), ""
+            target, problem = web_url(response.headers["Location"], base=hops[-1]), ""
         finally:
             await response.aclose()
         if target in hops:
             problem = "leads in a circle"
-        elif len(hops) > redirects_max:
-            problem = f"is the last of more than {redirects_max}"
+        elif len(hops) > config.redirects_max:
+            problem = f"is one more than {config.redirects_max}"
         elif hops[-1].scheme == "https" and target.scheme == "http":
             problem = "leaves https, so that anybody on the way could change the file"
         if problem:
@@ -193,22 +173,9 @@ async def answer(
         hops.append(target)
 
 
-def _target(response: httpx.Response) -> httpx.URL:
-    location = response.headers.get("Location", "")
-    if not location:
-        message = f"{shown(response.url)} answers {response.status_code}, a redirect, and does not say to where."
-        raise Failure("download_redirects", message)
-    try:
-        joined = str(response.url.join(location))
-    except (httpx.InvalidURL, UnicodeError):
-        joined = location
-    return web_url(joined)
-
-
 @contextmanager
-def failures(url: httpx.URL) -> Iterator[None]:
-    """What goes wrong on the way, as a `Failure` that names the address."""
-    name = shown(url)
+def failures(name: str) -> Iterator[None]:
+    """What goes wrong on the way to a file, as a `Failure` that names it."""
     try:
         yield
     except (TimeoutError, httpx.TimeoutException) as error:
@@ -222,3 +189,98 @@ def failures(url: httpx.URL) -> Iterator[None]:
     except httpx.HTTPError as error:
         what = str(error) or type(error).__name__
         raise Failure("download_failed", f"{name} could not be fetched: {what}.", again=True) from None
+
+
+@dataclass(frozen=True)
+class FileStated:
+    """A file as the server describes it."""
+
+    url: str
+    etag: str = ""
+    modified: str = ""
+    size: int | None = None
+    """Bytes; None where the server does not say."""
+
+    @classmethod
+    def of(cls, url: str, headers: httpx.Headers) -> Self:
+        """From an answer with the whole file. A weak ETag is left out, and Last-Modified less than a minute before the
+        answer: another version of the file may have the same (RFC 9110, section 8.8)."""
+        etag, modified, size = headers.get("ETag", ""), headers.get("Last-Modified", ""), headers.get("Content-Length")
+        strong = etag.startswith('"') and etag.isascii()
+        try:
+            age = parsedate_to_datetime(headers["Date"]) - parsedate_to_datetime(modified)
+            settled = age.total_seconds() >= 60 and modified.isascii()
+        except (KeyError, ValueError, TypeError):
+            settled = False
+        return cls(url, etag if strong else "", modified if settled else "", int(size) if size else None)
+
+    @classmethod
+    def read(cls, note: Path, url: str) -> Self:
+        """From a note of an earlier answer; nothing but the address where there is none, or one of another address."""
+        with suppress(OSError, ValueError, TypeError):  # not there, or half written
+            stated = cls(**json.loads(note.read_text()))
+            if stated.url == url:
+                return stated
+        return cls(url)
+
+    def continued(self, start: int, response: httpx.Response) -> Self | None:
+        """This file with its size, where the answer goes on with it at byte `start`; else None."""
+        name, known = ("ETag", self.etag) if self.etag else ("Last-Modified", self.modified)
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or span is None or response.headers.get(name, known) != known:
+            return None
+        fits = 0 < start == int(span[1]) and self.size in (None, int(span[2]))
+        return replace(self, size=int(span[2])) if fits else None
+
+
+def check_answer(name: str, response: httpx.Response) -> None:
+    """Whether an answer brings a file's bytes as they are.
+
+    Raises:
+        Failure: it does not.
+    """
+    status, headers = response.status_code, response.headers
+    if status not in (200, 206):
+        message = f"{name} answers {status} {httpx.codes.get_reason_phrase(status)}".rstrip() + "."
+        wait = retry_after(headers.get("Retry-After", ""))
+        raise Failure("download_http_status", message, status in AGAIN or status >= 500, wait)
+    if (packed := headers.get("Content-Encoding", "identity")) != "identity":
+        raise Failure("download_not_video", f"{name} comes packed ({packed}), although asked for as it is.")
+    if "Content-Length" not in headers and "chunked" not in headers.get("Transfer-Encoding", ""):
+        message = f"{name} comes without a length: a whole file cannot be told from a broken one."
+        raise Failure("download_truncated", message)
+
+
+def retry_after(value: str) -> float:
+    """Seconds from a Retry-After header: a number, or a date (RFC 9110, section 10.2.3); 0 where it is neither."""
+    try:
+        return float(value) if value.isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def check_video(name: str, head: bytes, declared: str) -> None:
+    """Whether a file begins as a video: MP4, QuickTime, Matroska, WebM, AVI, FLV, Ogg, ASF, MPEG streams. Its bytes
+    decide: many a server calls a video application/octet-stream, and a page a video.
+
+    Raises:
+        Failure: it does not.
+    """
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        video = head[4:12] not in (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")  # pictures
+    else:
+        transport = b"GGG" in (head[0 : 2 * 188 + 1 : 188], head[4 : 4 + 2 * 192 + 1 : 192])
+        video = transport or head.startswith(VIDEO_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+    if video:
+        return
+    text = " ".join(head[:60].decode("ascii", "backslashreplace").split())
+    if not head:
+        what = "empty"
+    elif b"<html" in head.lower() or b"<!doctype html" in head.lower():
+        what = "an HTML page"
+    elif head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8")) or head[8:12] == b"WEBP":
+        what = "a picture"
+    else:
+        what = f"text ({text[:40]!r})" if text.isprintable() and head.isascii() else f"bytes {head[:12].hex(' ')}"
+    message = f"{name} is no video: it is {what}, and the server calls it {declared[:80] or 'nothing'}."
+    raise Failure("download_not_video", message)

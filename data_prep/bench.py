@@ -1,8 +1,9 @@
 """How fast videos become latents: `make bench-cache`.
 
-Three ways on one machine, in one run, over the same clips and the same VAE: this package's build, the VAE in a bare loop
-over frames that are in memory already (the limit), and a straightforward script that decodes and encodes one clip at a
-time. Clips are drawn and encoded as H.264; the VAEs are the pocket one and a random one of Stable Diffusion's size.
+Three ways on one machine, in one run, over the same clips and the same VAE: this package's build, the VAE in a bare
+loop over frames that are in memory already (the limit), and a straightforward script that decodes and encodes one clip
+at a time. Clips are drawn and encoded as H.264; the VAEs are the pocket one and a random one as large as Stable
+Diffusion's.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ import sys, time, pathlib
 import decord, numpy as np, torch
 from diffusers import AutoencoderKL
 folder, vae, out, device, size, frames = sys.argv[1:4] + [sys.argv[4], int(sys.argv[5]), int(sys.argv[6])]
-model = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32 if device == "cpu" else torch.float16).to(device).eval()
+dtype = torch.float32 if device == "cpu" else torch.float16
+model = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype).to(device).eval()
 done, began = 0, time.time()
 for path in sorted(pathlib.Path(folder).rglob("*.mp4")):
     reader = decord.VideoReader(str(path))
     step = reader.get_avg_fps() / 8
     indices = [min(round(i * step), len(reader) - 1) for i in range(frames)]
-    pixels = torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2).to(device, model.dtype) / 127.5 - 1
+    pixels = torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
+    pixels = pixels.to(device, model.dtype) / 127.5 - 1
     pixels = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
     with torch.no_grad():
         latents = model.encode(pixels).latent_dist.mean
@@ -66,7 +69,9 @@ def main() -> None:
             config = CacheConfig(size=size, frames_min=frames, frames_max=frames, shard_videos=32)
             vae = _vae(kind, folder)
             result = _measure(config, videos, vae, folder / kind, device, options.repeats)
-            results.append({"vae": kind, "device": device, "clips": options.clips, "size": size, "frames": frames, **result})
+            results.append(
+                {"vae": kind, "device": device, "clips": options.clips, "size": size, "frames": frames, **result}
+            )
             print(_lines(results[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

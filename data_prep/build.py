@@ -1,5 +1,5 @@
-"""Videos to a latent cache, or a cache to its next version. Runs on Ray Data; stopped at any point, the same call goes on
-with the shards that are missing, and where nothing is missing Ray is not even started."""
+"""Videos to a latent cache, or a cache to its next version. Runs on Ray Data; stopped at any point, the same call goes
+on with the shards that are missing, and where nothing is missing Ray is not even started."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def build_latent_cache(
 
     Every row of the source is either cached or listed in `rejected.parquet` with its stage and reason. A cache that is
     in `out` already becomes its next version: only videos that are new or changed are encoded, or all where the
-    encoding changed. Clips whose row or video is gone stay, unless `prune`. With `download`, videos that are missing are
-    fetched from their web addresses first.
+    encoding changed. Clips whose row or video is gone stay, unless `prune`. With `download`, videos that are missing
+    are fetched from their web addresses first.
 
     Raises:
         UserError: the source, the folder of videos or the VAE is not there or not of its kind; `out` holds something
@@ -222,7 +222,8 @@ def with_downloads(
 ) -> list[SourceRow]:
     """The rows after what is missing has been fetched from their web addresses; a failure is the row's problem."""
     from data_prep.download import Wanted, download
-    from data_prep.sources import Problem, read_source
+    from data_prep.problems import Problem
+    from data_prep.sources import read_source
 
     wanted = [Wanted(row.url, row.target) for row in rows if row.target is not None]
     if not wanted:
@@ -243,5 +244,7 @@ def _shard_line(place: int, of: int, shard: dict[str, Any]) -> str:
     kept = shard["clips"] - shard["encoded"]
     return (
         f"Shard {place}/{of} {shard['shard']}: {shard['encoded']} clips encoded, {shard['frames']} frames in "
-        f"{shard['ended'] - shard['began']:.1f} s" + (f"; {kept} kept" if kept else "") + (f"; rejected: {rejected}" if rejected else "")
+        f"{shard['ended'] - shard['began']:.1f} s"
+        + (f"; {kept} kept" if kept else "")
+        + (f"; rejected: {rejected}" if rejected else "")
     )

@@ -196,7 +196,7 @@ class LatentCache:
     def _long_enough(self, first: int, end: int, frames: int) -> NDArray[np.int32]:
         """Those of the clips `first` … `end` − 1 that have `frames` frames."""
         lengths, folder = self._index.frames[first:end], self.artifact.folder
-        enough = np.flatnonzero(lengths >= frames).astype(np.int32) + np.int32(first)
+        enough = np.arange(first, end, dtype=np.int32)[lengths >= frames]
         if len(enough):
             return enough
         if len(lengths) == 0:

@@ -71,7 +71,7 @@ def _means(config: CacheConfig, vae: Path, text: Path | None) -> tuple[WorkerSet
 
     from data_prep.worker import WorkerSettings
 
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
     on_gpu = device.startswith("cuda")
@@ -109,7 +109,8 @@ def _gpus_each(device: str, workers: int) -> float | None:
         return None
     import ray
 
-    return float(min(1.0, ray.cluster_resources().get("GPU", 0) / workers))
+    gpus: float = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    return min(1.0, gpus / workers)
 
 
 def _died(error: BaseException, kind: type[BaseException]) -> bool:

@@ -78,7 +78,7 @@ def write_changes(found: list[Change], path: Path) -> dict[str, int]:
     """Writes `changes.parquet`, says in the log what was done, and returns the counts by kind."""
     rows = [{"clip_id": change.video_id, "change": change.kind, "detail": change.detail} for change in found]
     write_table(path, pa.Table.from_pylist(rows, schema=CHANGES_SCHEMA))
-    counts = Counter(change.kind for change in found)
+    counts: Counter[str] = Counter(change.kind for change in found)
     for kind, count in counts.items():
         names = [change.video_id for change in found if change.kind == kind]
         more = f" and {count - NAMED_MAX} more" if count > NAMED_MAX else ""

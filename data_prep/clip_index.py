@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.shards import shard_paths
+from data_prep.shards import PATTERN
 from infra.errors import UserError
 
 HELD_OUT_SHARE, HELD_OUT_MAX = 1 / 8, 64
@@ -62,17 +64,25 @@ def read_index(folder: Path, clips: int) -> ClipIndex:
         UserError: it is missing, damaged, or not that of the clips and shards.
     """
     path = folder / "index.parquet"
-    shards = [shard.name for shard in shard_paths(folder)]
+    shards = sorted(fnmatch.filter(os.listdir(folder), PATTERN))
+    rows = np.zeros(len(shards), np.int64)
+    frames = np.empty(clips, np.int32)
     try:
-        table = pq.read_table(path, columns=["shard", "frames"])
-        shard, frames = table["shard"].to_numpy(), table["frames"].to_numpy()
+        with pq.ParquetFile(path) as file:
+            listed, place, last = file.metadata.num_rows, 0, 0
+            for batch in file.iter_batches(columns=["shard", "frames"]) if listed == clips else ():
+                shard = batch["shard"].to_numpy()
+                if shard[0] < last or shard[-1] >= len(shards) or (np.diff(shard) < 0).any():
+                    raise pa.ArrowInvalid(f"it is out of order, or names more than the {len(shards)} shards")
+                rows += np.bincount(shard, minlength=len(shards))
+                frames[place : place + len(batch)] = batch["frames"].to_numpy()
+                place, last = place + len(batch), shard[-1]
     except (pa.ArrowException, OSError, KeyError) as error:
         found = f"{path} cannot be read: {error}."
     else:
-        in_order = not len(shard) or bool(shard[0] >= 0 and shard[-1] < len(shards) and (np.diff(shard) >= 0).all())
-        if len(shard) == clips and in_order:
-            return ClipIndex(path, shards, np.bincount(shard, minlength=len(shards)), frames)
-        found = f"{path} lists {len(shard)} clips; they are not the {clips} clips of {len(shards)} shards."
+        if listed == clips:
+            return ClipIndex(path, shards, rows, frames)
+        found = f"{path} lists {listed} clips; the record tells of {clips}."
     raise UserError(
         found,
         "The index says where each clip is; it is written with the cache.",

@@ -18,17 +18,21 @@ def crop_frames(frames_FHWC: UInt8, path: CropPath, size: int, first: int = 0) -
 
     The frames may be a part of the clip, beginning at its frame `first`.
     """
-    pixels = torch.from_numpy(frames_FHWC).permute(0, 3, 1, 2).float()
-    out = _moving(pixels, path, size, first) if path.moves else _standing(pixels, path, size)
-    # the clamp: bicubic overshoots at edges
-    return np.ascontiguousarray(out.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).numpy())
+    pixels = torch.from_numpy(frames_FHWC).permute(0, 3, 1, 2)
+    if path.moves:
+        # the clamp: bicubic overshoots at edges
+        out = _moving(pixels.float(), path, size, first).round_().clamp_(0, 255).byte()
+    else:
+        out = _standing(pixels, path, size)
+    return np.ascontiguousarray(out.permute(0, 2, 3, 1).numpy())
 
 
 def _standing(pixels_FCHW: Tensor, path: CropPath, size: int) -> Tensor:
+    """In integers, as pixels are: several times faster than in floats, and within a level of them."""
     left, top, side, _ = path.first_box()
     crop = pixels_FCHW[:, :, top : top + side, left : left + side]
     if crop.shape[-2:] == (size, size):
-        return crop.contiguous()
+        return crop
     return nn.interpolate(crop, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
 
 

@@ -1,20 +1,23 @@
-"""One video to one clip: sampled frames, cropped to the training size. F frames, H W pixels, uint8 0..255.
+"""One video to its clips: sampled frames, cropped to the training size. F frames, H W pixels, uint8 0..255.
 
-`decode_clip` runs in a child process (see `data_prep.child`): decord 0.6 can crash and, rarely, hang on damaged files.
+`decode_video` runs in a child process (see `data_prep.child`): decoders can crash and, rarely, hang on damaged files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.filters import Filters, judge_measures, judge_source
 from data_prep.probe import Probe, UnusableError, probe
+from data_prep.readers import NotReadableError, readers
 from data_prep.sampling import indices_by_stride, indices_by_time, window
 from data_prep.shot_types import ShotType, crop_path, frames_before_blur
 
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
     from data_prep.build import CacheConfig
 
 UInt8 = NDArray[np.uint8]
+Indices = NDArray[np.int64]
 
-CHUNK = 8  # frames decoded at the source's resolution at a time
 FPS_SLACK = 0.99  # 7.99 frames a second pass for 8
 
 
@@ -32,6 +35,7 @@ class DecodeRequest:
     """What is to be made of one file."""
 
     clip_id: str
+    """The video's id."""
     path: Path
     size: int
     fps: float
@@ -41,6 +45,7 @@ class DecodeRequest:
     shot_type: ShotType
     window: str
     seed: int
+    filters: Filters
 
 
 def request_for(config: CacheConfig, clip_id: str, path: Path) -> DecodeRequest:
@@ -56,6 +61,7 @@ def request_for(config: CacheConfig, clip_id: str, path: Path) -> DecodeRequest:
         shot_type=config.shot_type,
         window=config.window,
         seed=config.seed,
+        filters=config.filters,
     )
 
 
@@ -64,20 +70,35 @@ class DecodedClip:
     """A clip in pixels."""
 
     frames_FHWC: UInt8
+    decoder: str
+    """`decord` or `pyav`."""
     source_fps: float
     source_frames: int
+    source_width: int
+    """Pixels, upright."""
+    source_height: int
+    duration: float
+    """Of the video, seconds."""
     fps: float
     source_indices: list[int]
     crop: list[int]
     motion: float
+    shot: int | None = None
+    """Of a video that is split at its cuts, from 0."""
+    measures: dict[str, Any] = field(default_factory=dict)
+    """What filters that are on measured, by column."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The video is of no use, with the reason."""
+    """The video, or a shot of it, is of no use, with the reason."""
 
     reason: str
     message: str
+    stage: Literal["decode", "filter", "encode"] = "decode"
+    value: float | None = None
+    """What a filter measured."""
+    shot: int | None = None
 
 
 def prepare() -> None:
@@ -92,17 +113,69 @@ def prepare() -> None:
     decord.logging.set_level(decord.logging.QUIET)
 
 
-def decode_clip(request: DecodeRequest) -> DecodedClip | Refused:
-    """The clip, or why there is none."""
+def decode_video(request: DecodeRequest) -> list[DecodedClip | Refused]:
+    """The clip of a video, or why there is none; one of each shot where videos are split at their cuts."""
+    filters = request.filters
     try:
         found = probe(request.path)
-        indices, fps = sample(found, request)
-        return _decode(found, indices, fps, request)
+        if verdict := judge_source(filters, found.width, found.height, found.duration):
+            return [Refused(verdict.reason, verdict.message, "filter", verdict.value)]
+        if filters.cuts == "keep":
+            return [_clip(found, request)]
+        shots = _shots(found, request)
+        if filters.cuts == "split":
+            return [_shot(found, request, place, shot) for place, shot in enumerate(shots)]
+        cuts = len(shots) - 1
+        if cuts:
+            return [Refused("has_cuts", f"The video has {cuts} cuts; none is allowed.", "filter", float(cuts))]
+        return [_clip(found, request, cuts=0)]
     except UnusableError as error:
-        return Refused(error.reason, error.message)
+        return [Refused(error.reason, error.message)]
 
 
-def sample(found: Probe, request: DecodeRequest) -> tuple[NDArray[np.int64], float]:
+def _shots(found: Probe, request: DecodeRequest) -> list[Indices]:
+    """The frames of each shot; one shot with all of them where there is no cut."""
+    from data_prep.measures import find_cuts
+
+    since = found.times - found.times[0]
+    middle = 0.5 / max(found.fps, 1.0)
+    spans = find_cuts(request.path, request.filters) or [(0.0, float("inf"))]
+    ends = [end for _, end in spans[:-1]]
+    borders = [0, *(int(np.searchsorted(since, end - middle)) for end in ends), len(since)]
+    shots = [np.arange(first, last) for first, last in pairwise(borders)]
+    return [shot for shot in shots if len(shot)]
+
+
+def _shot(found: Probe, request: DecodeRequest, place: int, frames: Indices) -> DecodedClip | Refused:
+    mine = replace(request, clip_id=f"{request.clip_id}#{place:03d}")
+    try:
+        clip = _clip(found, mine, frames, cuts=0)
+    except UnusableError as error:
+        return Refused(error.reason, error.message, shot=place)
+    return replace(clip, shot=place)
+
+
+def _clip(
+    found: Probe, request: DecodeRequest, frames: Indices | None = None, cuts: int | None = None
+) -> DecodedClip | Refused:
+    """The clip of all frames, or of the given ones in a row.
+
+    Raises:
+        UnusableError: they cannot be decoded, or are too few.
+    """
+    from data_prep.measures import measure
+
+    places = np.arange(len(found.times)) if frames is None else frames
+    indices, fps = sample(replace(found, ticks=found.ticks[places], times=found.times[places]), request)
+    clip = _decode(found, places[indices], fps, request)
+    measures = measure(clip.frames_FHWC, clip.fps, request.filters)
+    if verdict := judge_measures(request.filters, measures):
+        return Refused(verdict.reason, verdict.message, "filter", verdict.value)
+    clip.measures.update(measures if cuts is None else {"cuts": cuts, **measures})
+    return clip
+
+
+def sample(found: Probe, request: DecodeRequest) -> tuple[Indices, float]:
     """Indices of the frames of the clip, and its frames a second.
 
     Raises:
@@ -136,42 +209,47 @@ def _first(request: DecodeRequest, available: int) -> int:
     return int.from_bytes(digest[:8], "big") % (available - request.frames_max + 1)
 
 
-def _decode(found: Probe, indices: NDArray[np.int64], fps: float, request: DecodeRequest) -> DecodedClip | Refused:
-    import decord
+def _decode(found: Probe, indices: Indices, fps: float, request: DecodeRequest) -> DecodedClip:
+    for reader in readers(request.path, found):
+        try:
+            return _read(reader.name, reader.chunks, found, indices, fps, request)
+        except NotReadableError:
+            continue
+    raise AssertionError("the last reader always answers")
 
+
+def _read(
+    name: str,
+    chunks: Callable[[Indices], Iterator[UInt8]],
+    found: Probe,
+    indices: Indices,
+    fps: float,
+    request: DecodeRequest,
+) -> DecodedClip:
     from data_prep.crop import crop_frames
 
-    try:
-        # Without fault_tol=1 decord repeats the last good frame where decoding fails, and says nothing. One thread a
-        # reader: more deliver the same frames with more memory.
-        reader = decord.VideoReader(str(request.path), num_threads=1, fault_tol=1)
-        if len(reader) != len(found.times):
-            return Refused(
-                "frame_count",
-                f"The container holds {len(found.times)} frames to show and decord counts {len(reader)}: an edit list "
-                "or hidden frames; frames would be repeated. Encode the video again.",
-            )
-        height, width = reader[int(indices[0])].shape[:2]
-        indices = indices[: _frames_for_shot(request, width, height, fps, len(indices))]
-        path = crop_path(request.shot_type, width, height, len(indices), fps)
-        frames_FHWC = np.concatenate(
-            [
-                crop_frames(reader.get_batch(indices[i : i + CHUNK].tolist()).asnumpy(), path, request.size, i)
-                for i in range(0, len(indices), CHUNK)
-            ]
-        )
-    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
-        if "size must exactly match" in str(error):
-            return Refused(
-                "too_small",
-                "decord 0.6 takes the padding of narrow pictures (such as 48 or 72 pixels) for a fourth colour on this "
-                "processor and cannot hand them out; scale the video to 80 pixels or more.",
-            )
-        return Refused("damaged", f"The file opens and its frames cannot all be decoded: {_last_words(error)}")
+    cropped: list[UInt8] = []
+    size, first = None, 0
+    for chunk in chunks(indices):
+        if size is None:
+            height, width = size = chunk.shape[1:3]
+            indices = indices[: _frames_for_shot(request, width, height, fps, len(indices))]
+            path = crop_path(request.shot_type, width, height, len(indices), fps)
+        elif chunk.shape[1:3] != size:
+            raise UnusableError("size_changes", f"The picture changes from {size[1]}x{size[0]} to another size.")
+        cropped.append(crop_frames(chunk[: len(indices) - first], path, request.size, first))
+        first += len(chunk)
+        if first >= len(indices):
+            break
+    frames_FHWC = np.concatenate(cropped)
     return DecodedClip(
         frames_FHWC=frames_FHWC,
+        decoder=name,
         source_fps=found.fps,
         source_frames=len(found.times),
+        source_width=width,
+        source_height=height,
+        duration=found.duration,
         fps=fps,
         source_indices=indices.tolist(),
         crop=path.first_box(),
@@ -191,11 +269,3 @@ def motion(frames_FHWC: UInt8) -> float:
         return 0.0
     signed = frames_FHWC.astype(np.int16)
     return float(np.abs(np.diff(signed, axis=0)).mean())
-
-
-def _last_words(error: Exception) -> str:
-    """decord's message without the clock time, source line and path that make two runs differ."""
-    text = str(error).split("\n")[0]
-    text = re.sub(r"^\[[\d:]+\] \S+:\d+: (\[.*?\] )?", "", text)
-    tail = text.split("Check failed:")[-1].rsplit(")", 1)[-1].strip() or text.strip()
-    return tail[:160] or type(error).__name__

@@ -1,8 +1,8 @@
 """Videos fetched from their web addresses into the folder of videos.
 
 A file is in its place when it is whole. Until then its beginning lies beside that place as `.NAME.part`, and
-`.NAME.part.json` says what it is the beginning of: a later attempt, of this call or of another process, goes on from there
-where the server has the same file still (RFC 9110, sections 13.1.5 If-Range and 14 Range Requests).
+`.NAME.part.json` says what it is the beginning of: a later attempt, of this call or of another process, goes on from
+there where the server has the same file still (RFC 9110, sections 13.1.5 If-Range and 14 Range Requests).
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import fcntl
 import json
 import os
 import random
-import re
 import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -33,10 +31,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 512  # enough to tell a video from a page
 PATIENCE_BYTES = 2**15
-AGAIN = (408, 425, 429)
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the next file would fare no better
-VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"FLV", b"OggS", b"\0\0\1\xba", b"\0\0\1\xb3", bytes.fromhex("3026b2758e66cf11"))
-TS = ((0, 188), (4, 192))  # MPEG-TS: where the first packet begins, and how long one is
 
 log = logs.get_logger("data_prep")
 
@@ -80,6 +75,14 @@ class Undone:
     message: str
 
 
+class Failure(Exception):
+    """An attempt that failed. `again`: another may do better, after the `wait` (seconds) that the server asks for."""
+
+    def __init__(self, reason: str, message: str, again: bool = False, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.reason, self.message, self.again, self.wait = reason, message, again, wait
+
+
 def download(wanted: list[Wanted], config: DownloadConfig, network: Network | None = None) -> dict[Path, Undone | None]:
     """Fetches what is missing; None says that the file is there, whole. Of several with one path the first counts.
 
@@ -90,14 +93,15 @@ def download(wanted: list[Wanted], config: DownloadConfig, network: Network | No
     """
     from anyio.from_thread import start_blocking_portal
 
-    from data_prep.addresses import Network, is_any, is_public
+    from data_prep.addresses import Network
 
     started = time.monotonic()
     urls: dict[Path, str] = {}
     for item in wanted:
         urls.setdefault(item.path, item.url)
     missing = [Wanted(url, path) for path, url in urls.items() if not path.is_file()]
-    work = _Work(config, network or Network(is_any if config.allow_private else is_public))
+    everywhere = Network(allowed=lambda address: True)
+    work = _Work(config, network or (everywhere if config.allow_private else Network()))
     if missing:
         with start_blocking_portal() as portal:  # a loop in a thread: the caller may be in a loop, as in a notebook
             portal.call(work.run, missing)
@@ -119,9 +123,8 @@ class _Work:
         self.bytes = 0
 
     async def run(self, missing: list[Wanted]) -> None:
-        from data_prep.addresses import client
+        from data_prep.addresses import transport
 
-        config = self.config
         left = iter(missing)  # shared: each worker takes the next
 
         async def worker() -> None:
@@ -131,128 +134,87 @@ class _Work:
                 bar.update()
 
         with logs.progress(len(missing), "Downloading", "video") as bar:
-            async with client(self.network, config.concurrency, config.connect_seconds, config.read_seconds) as web:
+            async with transport(self.network, self.config.concurrency) as web:
                 try:
                     async with asyncio.TaskGroup() as group:
-                        for _ in range(min(config.concurrency, len(missing))):
+                        for _ in range(min(self.config.concurrency, len(missing))):
                             group.create_task(worker())
                 except BaseExceptionGroup as errors:
                     raise errors.exceptions[0] from None
 
-    async def fetch(self, web: httpx.AsyncClient, item: Wanted) -> Undone | None:
+    async def fetch(self, web: httpx.AsyncHTTPTransport, item: Wanted) -> Undone | None:
         """One file, in as many attempts as it needs and may have."""
-        from data_prep.addresses import Failure
-
-        attempt = 1
-        while True:
+        for left in reversed(range(self.config.attempts)):
             try:
                 await self.attempt(web, item)
-                return None
+                break
             except Failure as failure:
-                if not failure.again:
-                    return Undone(failure.reason, failure.message)
-                if attempt == self.config.attempts:
-                    return Undone(failure.reason, f"{failure.message} Given up after {attempt} attempts.")
-                wait = _pause(attempt, failure.wait, self.config)
+                if not (failure.again and left):
+                    tried = f" Given up after {self.config.attempts} attempts." if failure.again else ""
+                    return Undone(failure.reason, failure.message + tried)
+                wait = _pause(self.config.attempts - left, failure.wait, self.config)
             except OSError as error:
                 found = f"{item.path} cannot be written: {error.strerror}."
-                if error.errno not in DISK:
-                    return Undone("download_failed", found)
-                raise WorkError(
-                    found, "What was fetched stays.", "Make room, then run the same command: it goes on from there."
-                ) from None
+                if error.errno in DISK:
+                    raise WorkError(found, "What was fetched stays.", "Make room, then run the same again.") from None
+                return Undone("download_failed", found)
             await asyncio.sleep(wait)
-            attempt += 1
+        return None
 
-    async def attempt(self, web: httpx.AsyncClient, item: Wanted) -> None:
-        """Asks for the file, or for what is missing of it.
-
-        Raises:
-            Failure: it is not whole.
-            OSError: it cannot be written.
-        """
+    async def attempt(self, web: httpx.AsyncHTTPTransport, item: Wanted) -> None:
+        """Asks for the file, or for what is missing of it. Failure: it is not whole; OSError: it cannot be written."""
         from anyio import to_thread
 
         from data_prep.addresses import answer, failures, shown, web_url
 
         config, url = self.config, web_url(item.url)
         with _Part(item, shown(url)) as part:
-            if item.path.is_file():  # from another process, since this call began
-                return part.clear()
             if not part.is_whole():
-                with failures(url):
+                with failures(part.name):
                     async with (
                         asyncio.timeout(config.connect_seconds + config.read_seconds) as patience,
-                        answer(web, url, part.range_headers(), config.redirects_max) as response,
+                        answer(web, url, part.range_headers(), config) as response,
                     ):
                         part.meet(response, config.bytes_max)
                         await self.receive(part, response, patience)
             part.check_video()
             await to_thread.run_sync(part.finish)
-        return None
 
     async def receive(self, part: _Part, response: httpx.Response, patience: asyncio.Timeout) -> None:
-        """The body into the part, watched as it comes."""
+        """The body into the part, watched as it comes: its speed, its first bytes, its size, its end."""
         import httpx
 
-        from data_prep.addresses import Failure
-
-        head_seen, progress_at, broken = False, 0, False
+        progress_at, broken = 0, False
         try:
-            async for chunk in response.aiter_raw():
-                part.write(chunk)
-                self.bytes += len(chunk)
+            async for piece in response.aiter_raw():
+                part.write(piece)
+                self.bytes += len(piece)
                 if part.size >= progress_at:
                     patience.reschedule(asyncio.get_running_loop().time() + self.config.read_seconds)
                     progress_at = part.size + PATIENCE_BYTES
-                if not head_seen and part.size >= HEAD_BYTES:
+                if part.size - len(piece) < HEAD_BYTES <= part.size:
                     part.check_video()
-                    head_seen = True
                 part.check_size(part.size, self.config.bytes_max)
         except (httpx.RemoteProtocolError, httpx.ReadError):
             broken = True
-        stated = part.note.size
+        stated = part.stated.size
         if part.size != stated and (broken or stated is not None):
-            message = f"{part.name} ended after {part.size} bytes; the server announced {stated or 'more'}."
+            message = f"{part.name} ended after {part.size} bytes, and the server announced {stated or 'more'}."
             if stated is not None and part.size > stated:
                 part.clear()
             raise Failure("download_truncated", message, again=True)
-
-
-@dataclass(frozen=True)
-class _Note:
-    """What a part is the beginning of, as the server said."""
-
-    url: str
-    etag: str = ""
-    modified: str = ""
-    size: int | None = None
-    """Of the whole file, bytes; None where the server does not say."""
-
-    @classmethod
-    def of(cls, url: str, headers: httpx.Headers) -> Self:
-        """Of an answer with the whole file. A weak ETag is left out, and Last-Modified less than a minute before the
-        answer: another version of the file may have the same (RFC 9110, section 8.8)."""
-        etag, modified, size = headers.get("ETag", ""), headers.get("Last-Modified", ""), headers.get("Content-Length")
-        try:
-            age = parsedate_to_datetime(headers["Date"]) - parsedate_to_datetime(modified)
-            settled = age.total_seconds() >= 60
-        except (KeyError, ValueError, TypeError):
-            settled = False
-        return cls(url, etag if etag[:1] == '"' else "", modified if settled else "", int(size) if size else None)
 
 
 class _Part:
     """The beginning of a file on disk, held by one process at a time."""
 
     def __init__(self, item: Wanted, name: str) -> None:
-        self.item, self.name = item, name
+        self.item, self.name, self.declared = item, name, ""
         self.path = item.path.with_name(f".{item.path.name}.part")
         self.note_path = item.path.with_name(f".{item.path.name}.part.json")
-        self.note, self.declared = _Note(item.url), ""
 
     def __enter__(self) -> Self:
-        from data_prep.addresses import Failure
+        from data_prep.addresses import FileStated
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("a+b")
@@ -263,95 +225,63 @@ class _Part:
         if not mine:
             self.file.close()
             raise Failure("download_failed", f"Another process fetches {self.name} to the same place.", again=True)
-        self.size = self.file.seek(0, os.SEEK_END)
-        with suppress(OSError, ValueError, TypeError):  # not there, or half written: then the part is of no use
-            note = _Note(**json.loads(self.note_path.read_text()))
-            self.note = note if note.url == self.item.url else self.note
+        self.size = os.fstat(self.file.fileno()).st_size
+        self.stated = FileStated.read(self.note_path, self.item.url)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """What cannot be continued is removed."""
-        final = error is not None and not getattr(error, "again", True)
-        if final or not (self.size and (self.is_whole() or self.range_headers())):
+        """What no later attempt can go on from is removed."""
+        final = isinstance(error, Failure) and not error.again
+        if error is not None and (final or not (self.is_whole() or self.range_headers())):
             self.note_path.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
         self.file.close()
 
     def is_whole(self) -> bool:
-        return self.size > 0 and self.size == self.note.size
+        return self.size > 0 and self.size == self.stated.size
 
     def range_headers(self) -> dict[str, str]:
         """Asks for what is missing if the file is the same still, else for the whole."""
-        same = self.note.etag or self.note.modified
+        same = self.stated.etag or self.stated.modified
         return {"Range": f"bytes={self.size}-", "If-Range": same} if self.size and same else {}
 
     def meet(self, response: httpx.Response, bytes_max: int) -> None:
-        """Makes the part ready for an answer's body.
+        """Makes the part ready for an answer's body, or raises Failure where the answer is not what was asked for."""
+        from data_prep.addresses import FileStated, check_answer
 
-        Raises:
-            Failure: the answer is not what was asked for.
-        """
-        from data_prep.addresses import Failure
-
-        status, headers = response.status_code, response.headers
-        self.declared = headers.get("Content-Type", "")
-        if status == 206 and (size := self._continued_by(headers)):
-            self.note = replace(self.note, size=size)
-        elif status == 200:
+        self.declared = response.headers.get("Content-Type", "")
+        continued = self.stated.continued(self.size, response)
+        if response.status_code in (206, 416) and continued is None:
             self.clear()
-            self.note = _Note.of(self.item.url, headers)
-            self.note_path.write_text(json.dumps(asdict(self.note)))
-        elif status in (206, 416):
-            self.clear()
-            message = f"{self.name} answers {status}, and not with what is missing of the file; it is asked for anew."
+            message = f"{self.name} answers {response.status_code}, and not with the rest of the file begun before."
             raise Failure("download_failed", message, again=True)
-        else:
-            again = status in AGAIN or status >= 500
-            message = f"{self.name} answers {status} {response.reason_phrase}".rstrip() + "."
-            raise Failure("download_http_status", message, again, _retry_after(headers.get("Retry-After", "")))
-        if headers.get("Content-Encoding", "identity") != "identity":
-            message = f"{self.name} is sent packed ({headers['Content-Encoding']}), although asked for as it is."
-            raise Failure("download_not_video", message)
-        if self.note.size is None and "chunked" not in headers.get("Transfer-Encoding", ""):
-            message = f"{self.name} comes without a length: a whole file cannot be told from a broken one."
-            raise Failure("download_truncated", message)
-        self.check_size(self.note.size or 0, bytes_max)
-
-    def _continued_by(self, headers: httpx.Headers) -> int | None:
-        """The size of the whole file, where a 206 answer brings what comes after the part."""
-        same = headers.get("ETag", self.note.etag) == self.note.etag if self.note.etag else True
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
-        if not span or not same or not self.size or int(span[1]) != self.size:
-            return None
-        return int(span[2]) if self.note.size in (None, int(span[2])) else None
+        check_answer(self.name, response)
+        if continued is None:
+            self.clear()
+            continued = FileStated.of(self.item.url, response.headers)
+            self.note_path.write_text(json.dumps(asdict(continued)))
+        self.stated = continued
+        self.check_size(self.stated.size or 0, bytes_max)
 
     def clear(self) -> None:
         if self.size:
             self.file.truncate(0)
-        self.size, self.note = 0, _Note(self.item.url)
+        self.size, self.stated = 0, replace(self.stated, etag="", modified="", size=None)
 
     def write(self, data: bytes) -> None:
         self.file.write(data)
         self.size += len(data)
 
     def check_size(self, size: int, bytes_max: int) -> None:
-        from data_prep.addresses import Failure
-
         if size > bytes_max:
             message = f"{self.name} has {size} bytes or more, and {bytes_max} are allowed (download.bytes_max)."
             raise Failure("download_too_large", message)
 
     def check_video(self) -> None:
-        """The first bytes decide: many a server calls a video application/octet-stream, and a page a video."""
-        from data_prep.addresses import Failure
+        from data_prep.addresses import check_video
 
-        self.file.seek(0)
-        head = self.file.read(HEAD_BYTES)
-        if not _is_video(head):
-            declared = f"; the server calls it {self.declared[:80]}" if self.declared else ""
-            raise Failure(
-                "download_not_video", f"{self.name} is no video: it begins with {_beginning(head)}{declared}."
-            )
+        self.file.flush()
+        check_video(self.name, os.pread(self.file.fileno(), HEAD_BYTES, 0), self.declared)
 
     def finish(self) -> None:
         """The part takes the file's place."""
@@ -361,42 +291,7 @@ class _Part:
         os.replace(self.path, self.item.path)
 
 
-def _is_video(head: bytes) -> bool:
-    """MP4 and QuickTime, Matroska and WebM, AVI, FLV, Ogg, ASF, MPEG program and transport streams."""
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return head[4:12] not in (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")  # pictures
-    if head[:4] == b"RIFF":
-        return head[8:12] == b"AVI "
-    transport = any(all(head[at : at + 1] == b"G" for at in (lead, lead + step, lead + 2 * step)) for lead, step in TS)
-    return transport or head.startswith(VIDEO_HEADS)
-
-
-def _beginning(head: bytes) -> str:
-    """The first bytes, for a person."""
-    start = head.lstrip()[:HEAD_BYTES].lower()
-    if start.startswith((b"<!doctype html", b"<html")) or b"<html" in start:
-        return "an HTML page"
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8")) or head[8:12] == b"WEBP":
-        return "a picture"
-    text = head[:40].decode("ascii", "replace")
-    return (
-        f"the text {text!r}"
-        if text.isprintable() and text
-        else f"the bytes {head[:12].hex(' ')}"
-        if head
-        else "nothing"
-    )
-
-
 def _pause(attempt: int, asked: float, config: DownloadConfig) -> float:
     """Seconds until the next attempt."""
     back_off = config.retry_seconds * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
     return min(max(asked, back_off), config.retry_seconds_max)
-
-
-def _retry_after(value: str) -> float:
-    """Seconds from a Retry-After header: a number, or a date (RFC 9110, section 10.2.3)."""
-    try:
-        return float(value) if value.isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError):
-        return 0.0

@@ -101,7 +101,7 @@ class _Waiting(Generic[Clip]):
 
     @property
     def done(self) -> bool:
-        return sum(part.shape[0] for part in self.parts) == self.frames
+        return sum(len(part) for part in self.parts) == self.frames
 
 
 class Encoder:
@@ -150,7 +150,7 @@ class Encoder:
             scaled = pixels.permute(0, 3, 1, 2).to(self._vae.dtype) / 127.5 - 1
             posterior = self._vae.encode(scaled).latent_dist
             values = torch.cat([posterior.mean, posterior.logvar], dim=1) if self._moments else posterior.mean
-            return values.half().contiguous()  # type: ignore[no-any-return]
+            return values.half().contiguous()
 
     def _hand_out(self, batch: tuple[Tensor, int], waiting: deque[_Waiting[Clip]]) -> None:
         values, count = batch

@@ -86,7 +86,8 @@ class Estimate:
             [
                 f"{self.rows:,} rows, {self.sampled} of them tried"
                 + (f"; not usable: {rejected}" if rejected else "; all usable"),
-                f"clips    {self.clips:,.0f} ({self.rejected_share:.1%} rejected), {self.frames:,.0f} frames, {_hours(self.hours)} of footage",
+                f"clips    {self.clips:,.0f} ({self.rejected_share:.1%} rejected), {self.frames:,.0f} frames, "
+                f"{_hours(self.hours)} of footage",
                 f"disk     {_size(self.cache_bytes)} of latents{reading}",
                 f"decode   {_hours(self.decode_cpu_hours)} of one CPU",
                 f"encode   {self.encode_hours:,.2f} {unit} at {self.machine.frames_per_second:,.0f} frames/s"
@@ -129,7 +130,7 @@ def estimate(
     rows = read_source(source, videos)
     weights = vae_folder(vae)
     tried = _Sample.of(config, rows, sample)
-    rate = frames_per_second or _encode_rate(config, weights, "cuda" if gpus else "cpu")
+    rate: float = frames_per_second or _encode_rate(config, weights, "cuda" if gpus else "cpu")
     share = len(tried.frames) / max(1, tried.videos)
     usable = sum(row.file is not None for row in rows)
     clips = usable * share
@@ -169,7 +170,10 @@ class _Sample:
         found = cls(len(chosen), [], [], [], Counter(), 0.0)
         reader: Child[VideoRequest, VideoAnswer] = Child(read_video, prepare)
         try:
-            with TemporaryDirectory(prefix="animateflow-") as scratch, logs.progress(len(chosen), "sample", "video") as bar:
+            with (
+                TemporaryDirectory(prefix="animateflow-") as scratch,
+                logs.progress(len(chosen), "sample", "video") as bar,
+            ):
                 for row in chosen:
                     found._add(config, row, reader, Path(scratch))
                     bar.update(1)
@@ -182,9 +186,8 @@ class _Sample:
         self, config: CacheConfig, row: SourceRow, reader: Child[VideoRequest, VideoAnswer], scratch: Path
     ) -> None:
         assert row.file is not None
-        size = row.file.stamp.rsplit("+", 1)[-1].split(":")[0] if row.file.size is None else str(row.file.size)
-        if size.isdigit():
-            self.sizes.append(int(size))
+        if row.file.length is not None:
+            self.sizes.append(row.file.length)
         reader.start(VideoRequest(row.file, request_for(config, row.clip_id, Path()), scratch))
         try:
             answer = reader.finish(config.decode_seconds_max)
@@ -215,6 +218,7 @@ def _encode_rate(config: CacheConfig, vae: Path, device: str) -> float:
 
     encoder = Encoder(load_vae(vae, device, dtype_of(config.precision, device)), config.encode_batch)
     noise = np.random.default_rng(0).integers(0, 256, (config.encode_batch, config.size, config.size, 3), np.uint8)
+    seconds = 0.0
     for batches in (WARM_BATCHES, TIMED_BATCHES):
         began = time.monotonic()
         list(encoder.stream([(None, noise)] * batches))

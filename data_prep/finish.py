@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 log = logs.get_logger("data_prep")
 
 
-def finish(
-    config: CacheConfig, draft: Draft, before: Path | None, tasks: list[ShardTask], accepted: Accepted
-) -> None:
+def finish(config: CacheConfig, draft: Draft, before: Path | None, tasks: list[ShardTask], accepted: Accepted) -> None:
     """Makes the draft's folder whole, and fills `draft.counts` and `draft.metrics`.
 
     Raises:
@@ -79,6 +77,7 @@ def finish(
         "bytes": sum(path.stat().st_size for path in shard_paths(folder)),
         "changes": found if before else {"new": len(accepted.videos)},
         "kept_without_video": accepted.gone,
+        "data_docs": "data_docs/index.html",
         "rows_sha256": _rows_sha256(manifest, rejected),
     }
 
@@ -109,7 +108,7 @@ def _link(path: Path, to: Path) -> None:
 def _withdraw_near_duplicates(folder: Path, config: CacheConfig) -> None:
     """A clip that looks like an earlier one is left out, whatever became of the earlier one: so the answer depends on
     the clips alone, not on which of them were there first."""
-    from data_prep.filters import near_duplicates
+    from data_prep.measures import near_duplicates
 
     bits = config.filters.near_duplicate_bits
     if bits is None:

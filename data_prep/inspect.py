@@ -127,7 +127,8 @@ def _card(cache: LatentCache, index: int, config: CacheConfig, vae: Any, reader:
         clip_id=clip.clip_id,
         caption=clip.caption,
         facts=f"{len(clip.latents_FChw)} frames · {seconds:.1f} s at {clip.fps:g} fps · motion {clip.motion:.1f} · "
-        f"{clip.source_width}×{clip.source_height} at {clip.source_fps:.4g} fps by {clip.decoder} · crop {clip.crop[2]} px",
+        f"{clip.source_width}×{clip.source_height} at {clip.source_fps:.4g} fps by {clip.decoder} · "
+        f"crop {clip.crop[2]} px",
         latents=animation(decoded, clip.fps),
         source=None if source is None else animation(source[:FRAMES_SHOWN], clip.fps),
         strip=strip(decoded, STRIP_FRAMES),

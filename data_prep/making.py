@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 MEASURED = ("cuts", "flow", "shake", "brightness", "phash", "text_share", "watermark_share", "caption_match")
 
 
-def clip_name(video_id: str, shot: int, split: bool) -> str:
+def clip_name(video_id: str, shot: int | None) -> str:
     """A clip is named as its video is, and where videos are split at cuts after its shot too."""
-    return f"{video_id}#{shot:03d}" if split else video_id
+    return video_id if shot is None else f"{video_id}#{shot:03d}"
 
 
 def cache_row(

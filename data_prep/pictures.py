@@ -69,7 +69,8 @@ def _normal_curve(low: float, high: float, count: int, highest: int) -> str:
     x = np.linspace(low, high, 81)
     y = count * (high - low) / BARS * np.exp(-x * x / 2) / np.sqrt(2 * np.pi) / highest * (CHART_HEIGHT - 8)
     points = " ".join(
-        f"{(a - low) / (high - low) * CHART_WIDTH:.1f},{max(0.0, CHART_HEIGHT - b):.1f}" for a, b in zip(x, y, strict=True)
+        f"{(a - low) / (high - low) * CHART_WIDTH:.1f},{max(0.0, CHART_HEIGHT - b):.1f}"
+        for a, b in zip(x, y, strict=True)
     )
     return f'<polyline class="expected" points="{points}"/>'
 

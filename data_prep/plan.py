@@ -61,12 +61,12 @@ def encoding_of(config: CacheConfig, vae_sha256: str, text_sha256: str | None) -
 def state_of(rows: list[SourceRow], config: CacheConfig, encoding: dict[str, Any], prune: bool) -> str:
     """Hash of all that the next version depends on, files by their stamps: where it is the finished cache's, there is
     nothing to do."""
-    values = [
-        [row.clip_id, row.caption, row.source, row.duration, row.url, row.file.stamp if row.file else "", row.problem]
-        for row in rows
-    ]
-    told = [[*value[:-1], value[-1].reason if value[-1] else ""] for value in values]
+    told = [[row.clip_id, row.caption, row.source, row.duration, row.url, _told(row)] for row in rows]
     return sha256_json([config.identity(), encoding, prune, told])
+
+
+def _told(row: SourceRow) -> str:
+    return row.file.stamp if row.file else row.problem.reason if row.problem else ""
 
 
 def accept(rows: list[SourceRow], config: CacheConfig, docs: Path, finished: Artifact | None, prune: bool) -> Accepted:
@@ -198,7 +198,10 @@ def _doubtful(tasks: list[ShardTask], shards: list[Path]) -> set[Path]:
     stamps = {video.video_id: video.stamp for task in tasks for video in task.videos}
     states = {path: read_state(path).videos for path in shards}
     changed = {
-        video_id for videos in states.values() for video_id, video in videos.items() if stamps.get(video_id) != video.stamp
+        video_id
+        for videos in states.values()
+        for video_id, video in videos.items()
+        if stamps.get(video_id) != video.stamp
     }
     return {
         path

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.sampling import Seconds
 
-UNREADABLE_CODECS = ("av1", "vvc", "evc", "gif")  # newer than the FFmpeg inside decord 0.6, or not counted by it
 SIDE_MIN = 8  # pixels: a VAE latent
 COVERED_MIN = 0.9  # of the stated length, for containers that state no frame count
 
@@ -28,17 +28,32 @@ class Probe:
     """One video stream."""
 
     codec: str
+    width: int
+    """Pixels as they are stored; a display matrix may turn the picture."""
+    height: int
+    ticks: NDArray[np.int64]
+    """Presentation times of the frames that are to be shown, in the stream's time base, in order."""
     times: Seconds
-    """Presentation times of the frames that are to be shown, seconds, in order."""
-    fps: float
-    """Frames a second, from the times."""
+    """The same in seconds."""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, from the times; 0 for a single frame."""
+        span = float(self.times[-1] - self.times[0])
+        return (len(self.times) - 1) / span if span > 0 else 0.0
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last one, which lasts as long as most do."""
+        typical = float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.0
+        return float(self.times[-1] - self.times[0]) + typical
 
 
 def probe(path: Path) -> Probe:
     """Reads the container and its packets.
 
     Raises:
-        UnusableError: empty, no video, nothing in it, a codec that decord cannot read, a few pixels small, cut short.
+        UnusableError: empty, no video, nothing in it, a few pixels small, cut short.
     """
     import av
 
@@ -60,27 +75,26 @@ def _read(container: Any) -> Probe:
     if min(stream.width, stream.height) < SIDE_MIN:
         raise UnusableError("too_small", f"The picture is {stream.width}x{stream.height} pixels.")
     codec = "none" if stream.codec_context is None else stream.codec_context.codec.canonical_name
-    if codec in UNREADABLE_CODECS:
+    if codec == "none":
         raise UnusableError(
-            "unsupported_codec",
-            f"The video stream is {codec.upper()}, which decord cannot read; encode it again, to H.264 for example.",
+            "unsupported_codec", "Nothing here can decode the video stream; encode it again, to H.264 say."
         )
-    times = _presentation_times(container, stream)
+    ticks = _presentation_ticks(container, stream)
+    times = np.asarray(ticks * float(stream.time_base), dtype=np.float64)
     if len(times) == 0:
         raise UnusableError("no_frames", f"The file has a header ({codec}) and not one frame behind it.")
     _refuse_cut(container, stream, times)
-    span = float(times[-1] - times[0])
-    return Probe(codec, times, (len(times) - 1) / span if span > 0 else 0.0)
+    return Probe(codec, stream.width, stream.height, ticks, times)
 
 
-def _presentation_times(container: Any, stream: Any) -> Seconds:
+def _presentation_ticks(container: Any, stream: Any) -> NDArray[np.int64]:
     ticks = [
         packet.pts if packet.pts is not None else packet.dts
         for packet in container.demux(stream)
         if packet.size and not packet.is_discard
     ]
     known = [tick for tick in ticks if tick is not None]
-    return np.sort(np.asarray(known, dtype=np.float64)) * float(stream.time_base)
+    return np.sort(np.asarray(known, dtype=np.int64))
 
 
 def _refuse_cut(container: Any, stream: Any, times: Seconds) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from infra.artifacts import RECORD
 from infra.errors import WorkError
 
-OPEN_SHARDS_MAX = 256  # under the usual limit of 1,024 open files; a footer takes some tens of KiB
+OPEN_SHARDS_MAX = 64  # an open shard keeps its footer in memory, 0.5 to 1 MiB
 
 Version = tuple[int, int]
 

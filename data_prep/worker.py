@@ -22,8 +22,9 @@ from data_prep.child import Child, ChildDiedError, ChildLateError, ChildRaisedEr
 from data_prep.decode import DecodedClip, Refused, prepare, request_for
 from data_prep.encode import CaptionEncoder, Encoder, Latents, UInt8, dtype_of, load_vae, vae_figures
 from data_prep.files import VideoFile
-from data_prep.filters import CaptionMatch, judge_measures
+from data_prep.filters import judge_measures
 from data_prep.making import add_embeddings, cache_row, clip_name
+from data_prep.measures import CaptionMatch
 from data_prep.reading import VideoAnswer, VideoRequest, read_video
 from data_prep.reuse import Known
 from data_prep.rows import Rejection
@@ -94,7 +95,7 @@ class _Making:
 
     def reject(self, video: VideoTask, refused: Refused) -> None:
         rejection = Rejection(
-            clip_name(video.video_id, refused.shot, split=refused.shot > 0),
+            clip_name(video.video_id, refused.shot),
             video.source,
             refused.stage,
             refused.reason,
@@ -241,8 +242,7 @@ class ShardWorker:
             making.frames += len(latents.mean)
 
     def _row(self, making: _Making, video: VideoTask, clip: DecodedClip, latents: Latents) -> dict[str, Any]:
-        split = self._settings.config.filters.cuts == "split"
-        name = clip_name(video.video_id, clip.shot, split)
+        name = clip_name(video.video_id, clip.shot)
         return cache_row(name, video, making.hashes[video.video_id], clip, latents, self._settings.config.shot_type)
 
     def _decoded(

@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from components.animator import AnimationConfig, AnimationModels, WeightedFile
+from components.clip import ClipEncoder
+from components.clip_model import ClipModel
 from components.formats import weight_file
-from evaluation.clip_scores import ClipEncoder, ClipModel
 from evaluation.making import REFERENCE_SEED, Maker, References, make_and_score
 from evaluation.overview import write_overview
 from evaluation.registry import NAME, RegistryEntry

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.animator import AnimationConfig, AnimationModels, Animator
-from evaluation.clip_scores import ClipEncoder, Float
+from components.clip import ClipEncoder, Float
 from evaluation.registry import RegistryEntry
 from evaluation.samples import (
     Sample,

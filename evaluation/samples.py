@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from evaluation.clip_scores import ClipEncoder, Float, score_clip
+from components.clip import ClipEncoder, Float
+from evaluation.clip_scores import score_clip
 from evaluation.motion import measure_motion
 from infra.artifacts import write_json
 from infra.hashing import sha256_file

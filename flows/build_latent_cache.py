@@ -29,4 +29,7 @@ def build_latent_cache(
     """Checks, decodes and encodes videos into a latent cache. Only what is new or has changed is encoded."""
     work = work_of(recipe, overrides, root)
     build = work.shot_cache if shots else work.latent_cache
-    return show(carry_out("videos to latents", lambda: build(source, videos, prune, download), retries=2))
+    return show(
+        carry_out("videos to latents", lambda: build(source, videos, prune, download), retries=2),
+        links={"checks": "data_docs/index.html"},
+    )

@@ -23,8 +23,8 @@ class OwnVideos(Config):
     """Videos and captions of the user."""
 
     source: str | None = None
-    """A WebVid CSV, a JSONL or Parquet table, a folder of videos with captions beside them, or a WebDataset .tar: as a path
-    or as an fsspec address."""
+    """A WebVid CSV, a JSONL or Parquet table, a folder of videos with captions beside them, or a WebDataset .tar: as a
+    path or as an fsspec address."""
     videos: str | None = None
     """The folder that the table's rows refer to; not needed where `source` is a folder."""
 

@@ -46,8 +46,8 @@ Motion = Annotated[
 Source = Annotated[
     str | None,
     Field(
-        description="WebVid CSV, JSONL, Parquet, folder with captions or WebDataset .tar, as a path or an fsspec address "
-        "such as s3://bucket/table.csv; empty means the recipe's own footage.",
+        description="WebVid CSV, JSONL, Parquet, folder with captions or WebDataset .tar, as a path or an fsspec "
+        "address such as s3://bucket/table.csv; empty means the recipe's own footage.",
     ),
 ]
 Videos = Annotated[str | None, Field(description="The folder, or its address, that the rows of a table refer to.")]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from components.animator import AnimationConfig, AnimationModels, WeightedFile
 from components.base_model import HUB_REFERENCE, BaseModel, LoraFile
+from components.clip_model import ClipModel
 from components.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
 from components.trainer import TrainConfig
 from data_prep.build import CacheConfig
 from evaluation.benchmark import BenchmarkConfig, BenchmarkMethod
-from evaluation.clip_scores import ClipModel
 from evaluation.registry import RegistryEntry
 from flows.footage import DrawnClips, OwnVideos
 from infra.config import Config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -56,8 +56,8 @@ def is_worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]
     return not isinstance(state.result(raise_on_failure=False), UserError)
 
 
-def show(artifact: Artifact, picture: str | None = None) -> Artifact:
-    """Puts the artifact's record, a link to its folder and a picture of it into Prefect; returns it."""
+def show(artifact: Artifact, picture: str | None = None, links: Mapping[str, str] | None = None) -> Artifact:
+    """Puts the artifact's record, links to it and to pages in it, and a picture of it into Prefect; returns it."""
     folder = artifact.folder.resolve()
     create_table_artifact(
         key=f"{artifact.kind}-record",
@@ -65,6 +65,8 @@ def show(artifact: Artifact, picture: str | None = None) -> Artifact:
         description=f"The record of `{folder}`",
     )
     create_link_artifact(key=f"{artifact.kind}-folder", link=folder.as_uri(), link_text=str(folder))
+    for name, page in (links or {}).items():
+        create_link_artifact(key=f"{artifact.kind}-{name}", link=(folder / page).as_uri(), link_text=page)
     create_markdown_artifact(key=f"{artifact.kind}-result", markdown=markdown(artifact, picture))
     return artifact
 

@@ -13,8 +13,8 @@ app = typer.Typer(no_args_is_help=True, help="Latent caches: build, verify, insp
 SourceOption = Annotated[
     str,
     typer.Option(
-        help="WebVid CSV, JSONL, Parquet, a folder of videos with .txt or .json captions, or a WebDataset .tar; a path or "
-        "an address such as s3://bucket/table.csv."
+        help="WebVid CSV, JSONL, Parquet, a folder of videos with .txt or .json captions, or a WebDataset .tar; a path "
+        "or an address such as s3://bucket/table.csv."
     ),
 ]
 VideosOption = Annotated[
@@ -92,9 +92,7 @@ def plan(
     read = None if read_mib_per_second is None else read_mib_per_second * (1 << 20)
     typer.echo(
         str(
-            estimate(
-                whole.cache, source, videos, resolve(whole.base.path), sample, cpus, gpus, frames_per_second, read
-            )
+            estimate(whole.cache, source, videos, resolve(whole.base.path), sample, cpus, gpus, frames_per_second, read)
         )
     )
 

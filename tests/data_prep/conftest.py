@@ -1,20 +1,14 @@
-"""Drawn clips, a small random VAE, one Ray for the whole run, and a cache whose latents say where they come from."""
+"""Drawn clips, a small random VAE, and one Ray for the whole run."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from data_prep.build import CacheConfig
-from data_prep.rows import rejected_table
-from data_prep.shards import write_shard, write_table
-from infra import artifacts
 from infra.pocket.clips import write_clips
 
 REALVIDEO = Path(__file__).resolve().parents[3] / "shared" / "realvideo"
@@ -103,46 +97,6 @@ def write_video(tmp_path: Path) -> Write:
         return path
 
     return write
-
-
-@pytest.fixture
-def make_cache(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a finished cache of clips with the given frame counts. A latent's value is 40 · clip + frame."""
-
-    def make(*frames: int, name: str = "cache", shard_clips: int = 2) -> Path:
-        out = tmp_path / name
-        rows = [cache_row(index, count) for index, count in enumerate(frames)]
-        with artifacts.draft(out, "latent-cache", CacheConfig(size=8, frames_min=1), {}) as draft:
-            for shard, first in enumerate(range(0, len(rows), shard_clips)):
-                write_shard(draft.folder / f"shard-{shard:05d}-x.parquet", rows[first : first + shard_clips], [])
-            write_table(draft.folder / "rejected.parquet", rejected_table([]))
-            draft.counts = {"clips": len(rows), "rejected": 0, "frames": sum(frames)}
-            draft.metrics = {"vae_sha256": "v" * 64, "scaling_factor": 0.5}
-        return out
-
-    return make
-
-
-def cache_row(index: int, frames: int) -> dict[str, Any]:
-    values = 40 * index + np.arange(frames, dtype=np.float16)
-    latents = np.broadcast_to(values[:, None, None, None], (frames, 4, 2, 3)).astype(np.float16)
-    data = latents.tobytes()
-    return {
-        "clip_id": f"{index:04d}",
-        "caption": f"clip {index}",
-        "source": f"{index}.mp4",
-        "content_sha256": "0" * 64,
-        "source_fps": 16.0,
-        "source_frames": 2 * frames,
-        "fps": 8.0,
-        "source_indices": list(range(0, 2 * frames, 2)),
-        "crop": [0, 0, 8, 8],
-        "shot_type": "none",
-        "motion": 1.0,
-        "latents": data,
-        "latents_shape": list(latents.shape),
-        "latents_sha256": hashlib.sha256(data).hexdigest(),
-    }
 
 
 def noise_frames(frames: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:

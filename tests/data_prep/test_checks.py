@@ -12,7 +12,7 @@ from data_prep.checks import check_manifest, check_source
 from data_prep.data_docs import plain, write_index
 from data_prep.rows import CACHE_SCHEMA
 from data_prep.sources import Problem, SourceRow
-from tests.data_prep.conftest import cache_row
+from tests.data_prep.cache_files import cache_row
 
 HOSTILE = '<script>alert(1)</script><img src="http://evil/x.png" onerror="alert(2)">'
 

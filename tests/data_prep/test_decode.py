@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_clip, motion
+from data_prep.decode import DecodedClip, DecodeRequest, Refused, decode_video, motion
+from data_prep.filters import Filters
 from data_prep.sampling import indices_by_time
 from tests.data_prep.conftest import Write, noise_frames
 
@@ -25,18 +26,19 @@ def request(path: Path, **changes: object) -> DecodeRequest:
         shot_type="none",
         window="first",
         seed=0,
+        filters=Filters(),
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 def decoded(path: Path, **changes: object) -> DecodedClip:
-    clip = decode_clip(request(path, **changes))
+    (clip,) = decode_video(request(path, **changes))
     assert isinstance(clip, DecodedClip), clip
     return clip
 
 
 def refused(path: Path, **changes: object) -> Refused:
-    answer = decode_clip(request(path, **changes))
+    (answer,) = decode_video(request(path, **changes))
     assert isinstance(answer, Refused)
     return answer
 
@@ -60,11 +62,13 @@ def test_frames_are_those_at_their_times(write_video: Write, name: str, codec: s
     assert clip.source_fps == pytest.approx(30, rel=2e-3)
 
 
-def test_a_gif_is_refused_by_its_name(tmp_path: Path):
+def test_a_gif_is_read_by_the_other_decoder(tmp_path: Path):
     frames = [Image.fromarray(frame) for frame in noise_frames(20, 64, 64)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
-    found = refused(tmp_path / "a.gif")
-    assert (found.reason, "GIF" in found.message) == ("unsupported_codec", True)
+    clip = decoded(tmp_path / "a.gif")
+    assert (clip.decoder, clip.source_frames) == ("pyav", 20)
+    assert clip.source_indices == indices_by_time(np.arange(20) / 10, 8.0).tolist()
+    assert np.array_equal(clip.frames_FHWC, by_pyav(tmp_path / "a.gif")[clip.source_indices])
 
 
 def test_variable_frame_rate_goes_by_time(write_video: Write):
@@ -143,10 +147,11 @@ def test_files_that_are_no_video(tmp_path: Path):
     assert (found.reason, "only audio" in found.message) == ("no_video_stream", True)
 
 
-def test_av1_is_named(write_video: Write):
-    found = refused(write_video("a.mkv", noise_frames(20, 64, 64), codec="libsvtav1", options={"preset": "12"}))
-    assert found.reason == "unsupported_codec"
-    assert "AV1, which decord cannot read" in found.message
+def test_av1_is_read_by_the_other_decoder(write_video: Write):
+    path = write_video("a.mkv", noise_frames(20, 64, 64), codec="libsvtav1", options={"preset": "11"})
+    clip = decoded(path)
+    assert clip.decoder == "pyav"
+    assert np.array_equal(clip.frames_FHWC, by_pyav(path)[clip.source_indices])
 
 
 def test_cut_files(write_video: Write, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""SIGKILL of the driver, of a worker, of a node: the finished cache holds the rows of an uninterrupted one, bit for bit.
+"""SIGKILL of the driver, of a worker, of a node: the finished cache has the rows of an uninterrupted one, bit for bit.
 
 A few kills run always; `pytest -m slow tests/data_prep/test_kills.py` does 27 at random moments.
 """

@@ -146,9 +146,7 @@ def test_another_size_encodes_all_and_says_why(
     the_same_as_a_fresh_one(made, footage, vae, config, tmp_path)
 
 
-def test_touched_files_are_hashed_and_kept(
-    cache: Path, footage: Footage, vae: Path, caplog: pytest.LogCaptureFixture
-):
+def test_touched_files_are_hashed_and_kept(cache: Path, footage: Footage, vae: Path, caplog: pytest.LogCaptureFixture):
     for place in range(12):
         os.utime(footage.video(place))
     with caplog.at_level(logging.INFO, logger="animateflow"):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.files import VideoFile
 from data_prep.sources import SourceRow, read_source
 from infra.errors import UserError
 
@@ -36,10 +37,11 @@ def reasons(rows: list[SourceRow]) -> dict[str, str]:
 
 def test_webvid_rows_are_found_by_page_or_flat(videos: Path):
     first, third = webvid(videos, '1,http://h/1.mp4,PT5S,p,"a cat, asleep"', "3,,PT5S,p,a dog")
-    assert first == SourceRow(
-        "1", "a cat, asleep", "p/1.mp4", (videos / "p/1.mp4").resolve(), None, "PT5S", "http://h/1.mp4"
-    )
-    assert (third.source, third.path) == ("3.mp4", (videos / "3.mp4").resolve())
+    path = (videos / "p/1.mp4").resolve()
+    file = VideoFile(str(path), f"{path.stat().st_size}:{path.stat().st_mtime_ns}", suffix=".mp4")
+    assert first == SourceRow("1", "a cat, asleep", "p/1.mp4", file, None, "PT5S", "http://h/1.mp4")
+    assert third.file is not None
+    assert (third.source, third.file.address) == ("3.mp4", str((videos / "3.mp4").resolve()))
 
 
 def test_columns_are_known_by_name(videos: Path):
@@ -86,7 +88,7 @@ def test_bytes_that_are_no_text_spoil_their_row_only(videos: Path):
 @pytest.mark.parametrize("clip_id", ["../../secret", "../secret", "/etc/passwd", "p/../../secret"])
 def test_no_id_leads_out_of_the_folder(videos: Path, clip_id: str):
     (row,) = webvid(videos, f"{clip_id},,PT5S,p,out")
-    assert row.path is None
+    assert row.file is None
     assert reasons([row])[clip_id] in ("outside_folder", "missing_file")
     if "secret" in clip_id:
         assert reasons([row])[clip_id] == "outside_folder"
@@ -102,7 +104,7 @@ def test_neither_does_a_page_nor_a_link(videos: Path):
 @pytest.mark.parametrize("clip_id", ["x" * 5000, "a\0b"])
 def test_an_impossible_path_is_a_problem_of_its_row(videos: Path, clip_id: str):
     (row,) = webvid(videos, f"{clip_id},,PT5S,p,odd")
-    assert row.path is None
+    assert row.file is None
     assert row.problem is not None
 
 
@@ -187,7 +189,6 @@ def test_what_is_not_there(videos: Path, tmp_path: Path):
         (tmp_path / "none.csv", videos, "does not exist"),
         (table, tmp_path / "none", "folder of videos"),
         (table, table, "is not a folder"),
-        (table, None, "--videos"),
         (tmp_path / "empty", None, "no video"),
     ):
         with pytest.raises(UserError) as error:

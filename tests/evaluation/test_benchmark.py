@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from components.animator import AnimationConfig, Animator
 from components.base_model import BaseModel
+from components.clip import ClipEncoder
+from components.clip_model import ClipModel
 from evaluation.benchmark import BenchmarkConfig, BenchmarkMethod, BenchmarkProgress, run_benchmark
-from evaluation.clip_scores import ClipEncoder, ClipModel
 from evaluation.motion import measure_motion
 from evaluation.registry import RegistryEntry
 from evaluation.report import Picture, ReportSection, report_of

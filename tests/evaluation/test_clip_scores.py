@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.clip_scores import ClipEncoder, ClipModel, score_clip
+from components.clip import ClipEncoder
+from components.clip_model import ClipModel
+from evaluation.clip_scores import score_clip
 from infra.errors import UserError
 
 
