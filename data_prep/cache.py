@@ -34,7 +34,7 @@ Posterior = Literal["mean", "sample"]
 class LatentCache:
     """A finished latent cache, opened by its index: some bytes a clip are in memory, all else stays in the shards.
 
-    Some clips are held out, the same ones for every training (`data_prep.clip_index.ClipIndex.held_out`). The clips of
+    Some clips are held out, the same ones for every training (`data_prep.clip_index.ClipIndex`). The clips of
     an only video are both held out and drawn.
     """
 

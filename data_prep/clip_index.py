@@ -1,4 +1,4 @@
-"""Where each clip of a cache is, and how long: `index.parquet`, four bytes a clip in memory."""
+"""Where each clip of a cache is, and how long: `index.parquet`, some bytes a clip in memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_prep.rows import INDEX_SCHEMA
 from data_prep.shards import PATTERN
 from infra.errors import UserError
 
@@ -23,34 +24,21 @@ HELD_OUT_SHARE, HELD_OUT_MAX = 1 / 8, 64
 class ClipIndex:
     """The clips of a cache in the order of its shards and their rows."""
 
-    path: Path
     shards: list[str]
     """File names, in order."""
     rows: NDArray[np.int64]
     """Number of rows of each shard; a shard may have none."""
     frames: NDArray[np.int32]
     """Number of frames of each clip."""
+    held_out: int
+    """Number of clips, the first ones, that no training draws: an eighth of all, at most 64 and at least one, and the
+    other clips of the last one's video. Clips are in the order of their videos' hashes, so they are a fair sample."""
 
     def place(self, clip: int) -> tuple[int, int]:
         """Number of the shard, and of the row in it."""
         # a shard without rows starts where the next one does, and is passed over
         shard = int(np.searchsorted(self._starts, clip, side="right")) - 1
         return shard, clip - int(self._starts[shard])
-
-    @cached_property
-    def held_out(self) -> int:
-        """Number of clips that no training draws: the first ones, an eighth of all, at most 64 and at least one, and
-        the other clips of the last one's video. Clips are in the order of their videos' hashes: a fair sample.
-        """
-        least = min(len(self.frames), max(1, min(HELD_OUT_MAX, int(len(self.frames) * HELD_OUT_SHARE))))
-        place, last = 0, None
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(batch_size=1024, columns=["video_id"]):
-                for video in batch["video_id"].to_pylist():
-                    if place >= least and video != last:
-                        return place
-                    place, last = place + 1, video
-        return place
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -69,6 +57,8 @@ def read_index(folder: Path, clips: int) -> ClipIndex:
     frames = np.empty(clips, np.int32)
     try:
         with pq.ParquetFile(path) as file:
+            if file.schema_arrow.remove_metadata() != INDEX_SCHEMA:
+                raise pa.ArrowInvalid("its columns are not those of an index")
             listed, place, last = file.metadata.num_rows, 0, 0
             for batch in file.iter_batches(columns=["shard", "frames"]) if listed == clips else ():
                 shard = batch["shard"].to_numpy()
@@ -77,14 +67,27 @@ def read_index(folder: Path, clips: int) -> ClipIndex:
                 rows += np.bincount(shard, minlength=len(shards))
                 frames[place : place + len(batch)] = batch["frames"].to_numpy()
                 place, last = place + len(batch), shard[-1]
-    except (pa.ArrowException, OSError, KeyError) as error:
+            held_out = _held_out(file)
+    except (pa.ArrowException, OSError) as error:
         found = f"{path} cannot be read: {error}."
     else:
         if listed == clips:
-            return ClipIndex(path, shards, rows, frames)
+            return ClipIndex(shards, rows, frames, held_out)
         found = f"{path} lists {listed} clips; the record tells of {clips}."
     raise UserError(
         found,
         "The index says where each clip is; it is written with the cache.",
         "Build the cache again with the same command: shards that are whole are used as they are.",
     )
+
+
+def _held_out(index: pq.ParquetFile) -> int:
+    clips = index.metadata.num_rows
+    least = min(clips, max(1, min(HELD_OUT_MAX, int(clips * HELD_OUT_SHARE))))
+    place, last = 0, None
+    for batch in index.iter_batches(batch_size=1024, columns=["video_id"]):
+        for video in batch["video_id"].to_pylist():
+            if place >= least and video != last:
+                return place
+            place, last = place + 1, video
+    return place

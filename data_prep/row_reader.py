@@ -37,8 +37,9 @@ class _Shard:
 class RowReader:
     """Reads rows of shards, from any thread.
 
-    Shards are read by calls, not mapped into memory: in random order over many shards most reads open one, which takes
-    several times longer with a map; and a file that is cut short is an error, not the end of the process.
+    Shards are read by calls, not mapped into memory. In random order over many shards most reads open one, and a map
+    is no faster then; its pages count as memory of the process; and a file that is cut short, or a network disk that
+    fails, is an error here, and the end of a process that maps it.
     """
 
     def __init__(self, folder: Path, version: Version, shards: list[str], rows: NDArray[np.int64]) -> None:
@@ -88,7 +89,7 @@ class RowReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        # read ahead, it would keep the last row group of every open shard in memory
+        # with pre_buffer, which is the default, each open shard keeps the row groups that were read in memory
         file = pq.ParquetFile(self._folder / self._shards[shard], pre_buffer=False)
         if version_of(self._folder) != self._version:  # a shard of the same name may hold other rows now
             raise self._changed(f"The latent cache {self._folder} is another one than when it was opened.")
