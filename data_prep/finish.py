@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from data_prep.worker import ShardTask
     from infra.artifacts import Draft
 
+INDEX_GROUP_ROWS = 1 << 17  # one group a shard would be slow to open
+
 log = logs.get_logger("data_prep")
 
 
@@ -159,22 +161,28 @@ def write_index_table(folder: Path) -> None:
     """`index.parquet`: where each clip is, so that a cache of any size opens at once."""
     temporary = folder / ".index.parquet.tmp"
     with pq.ParquetWriter(temporary, INDEX_SCHEMA) as writer:
+        waiting: list[pa.Table] = []
         for shard, path in enumerate(shard_paths(folder)):
-            rows = pq.read_table(path, columns=["clip_id", "video_id", "latents_shape"])
-            count = len(rows)
-            writer.write_table(
-                pa.table(
-                    {
-                        "clip_id": rows["clip_id"],
-                        "video_id": rows["video_id"],
-                        "shard": pa.array([shard] * count, pa.int32()),
-                        "row": pa.array(range(count), pa.int32()),
-                        "frames": pa.array([shape[0] for shape in rows["latents_shape"].to_pylist()], pa.int32()),
-                    },
-                    schema=INDEX_SCHEMA,
-                )
-            )
+            waiting.append(_index_of(shard, path))
+            if sum(map(len, waiting)) >= INDEX_GROUP_ROWS:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=INDEX_GROUP_ROWS)
+                waiting = []
+        writer.write_table(pa.concat_tables([INDEX_SCHEMA.empty_table(), *waiting]), row_group_size=INDEX_GROUP_ROWS)
     os.replace(temporary, folder / "index.parquet")
+
+
+def _index_of(shard: int, path: Path) -> pa.Table:
+    rows = pq.read_table(path, columns=["clip_id", "video_id", "latents_shape"])
+    return pa.table(
+        {
+            "clip_id": rows["clip_id"],
+            "video_id": rows["video_id"],
+            "shard": pa.array([shard] * len(rows), pa.int32()),
+            "row": pa.array(range(len(rows)), pa.int32()),
+            "frames": pa.array([shape[0] for shape in rows["latents_shape"].to_pylist()], pa.int32()),
+        },
+        schema=INDEX_SCHEMA,
+    )
 
 
 def _rows_sha256(manifest: pa.Table, rejected: list[Rejection]) -> str:

@@ -72,13 +72,13 @@ def _read(container: Any) -> Probe:
         kinds = ", ".join(sorted({part.type for part in container.streams}))
         what = f"only {kinds}" if kinds else "no stream at all"
         raise UnusableError("no_video_stream", f"There is no picture in the file: it holds {what}.")
+    if stream.codec_context is None:
+        raise UnusableError(
+            "unsupported_codec", "Nothing here can decode the video stream; encode it again, to H.264 for example."
+        )
     if min(stream.width, stream.height) < SIDE_MIN:
         raise UnusableError("too_small", f"The picture is {stream.width}x{stream.height} pixels.")
-    codec = "none" if stream.codec_context is None else stream.codec_context.codec.canonical_name
-    if codec == "none":
-        raise UnusableError(
-            "unsupported_codec", "Nothing here can decode the video stream; encode it again, to H.264 say."
-        )
+    codec = stream.codec_context.codec.canonical_name
     ticks = _presentation_ticks(container, stream)
     times = np.asarray(ticks * float(stream.time_base), dtype=np.float64)
     if len(times) == 0:

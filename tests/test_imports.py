@@ -20,7 +20,7 @@ ONLY_UNDER = {
     "ray": ("data_prep/", "infra/"),
     "typer": ("flows/",),
     "great_expectations": ("data_prep/",),
-    "open_clip": ("evaluation/", "infra/pocket/"),
+    "open_clip": ("components/clip.py", "evaluation/", "infra/pocket/"),
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.batch import BatchSource, ClipBatch
 from data_prep.build import CacheConfig
 from data_prep.rows import CACHE_SCHEMA, CHANGES_SCHEMA, INDEX_SCHEMA, REJECTED_SCHEMA
 from infra import artifacts
 
 C, H, W = 4, 2, 3
+
+Make = Callable[..., Path]
 
 
 def cache_row(index: int, frames: int, video: str | None = None, **changed: Any) -> dict[str, Any]:
@@ -78,3 +82,30 @@ def write_shard(path: Path, rows: Sequence[dict[str, Any]], group_rows: int = 1)
     """Writes or replaces one shard."""
     table = pa.Table.from_pylist(list(rows), CACHE_SCHEMA)
     pq.write_table(table, path, row_group_size=group_rows, use_dictionary=False, compression="none")
+
+
+def making(folder: Path) -> Make:
+    """Writes caches of clips with the given numbers of frames to `folder/name`."""
+
+    def make(*frames: int, name: str = "cache", shard_clips: int = 2, group_rows: int = 1, **changed: Any) -> Path:
+        rows = [cache_row(index, count, **changed) for index, count in enumerate(frames)]
+        return write_cache(folder / name, rows, shard_clips, group_rows)
+
+    return make
+
+
+def places(batch: ClipBatch) -> list[tuple[int, list[int]]]:
+    """Clip and frames of each window, and a check that the window is one run of frames of one clip."""
+    out = []
+    for window, caption, clip_id in zip(batch.latents_BCFhw, batch.captions, batch.clip_ids, strict=True):
+        values = window[0, :, 0, 0].long()
+        clip, frames = int(values[0]) // 40, (values % 40).tolist()
+        assert (window == window[:1, :, :1, :1]).all()
+        assert (clip_id, caption) == (f"{clip:04d}", f"clip {clip}")
+        assert frames == list(range(frames[0], frames[0] + len(frames)))
+        out.append((clip, frames))
+    return out
+
+
+def take(source: BatchSource, count: int, **how: Any) -> list[ClipBatch]:
+    return list(itertools.islice(source.batches(**how), count))

@@ -193,11 +193,11 @@ def redirect(to: str, code: int = 302) -> Answer:
     return status(code, Location=to)
 
 
-def partial(data: bytes, content_range: str, etag: str = '"one"') -> Answer:
-    """206 with these bytes, said to be that range, whatever was asked."""
+def partial(data: bytes, content_range: str, etag: str = '"one"', code: int = 206) -> Answer:
+    """These bytes, said to be that range, whatever was asked."""
 
     def answer(asked: Asked) -> None:
-        asked.head(206, Content_Range=content_range, Content_Length=len(data), ETag=etag)
+        asked.head(code, Content_Range=content_range, Content_Length=len(data), ETag=etag)
         asked.wfile.write(data)
 
     return answer

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import logging
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -157,7 +158,11 @@ def test_how_to_download_does_not_change_what_is_made():
 
 
 def rest_of(data: bytes, first: int = CUT, etag: str = '"one"') -> Answer:
-    return lie.partial(data[first:], f"bytes {first}-{len(data) - 1}/{len(data)}", etag)
+    return lie.partial(data[first:], range_of(data, first), etag)
+
+
+def range_of(data: bytes, first: int = CUT, end: int = 0) -> str:
+    return f"bytes {first}-{(end or len(data)) - 1}/{len(data)}"
 
 
 AFTER_A_BREAK: dict[str, tuple[Answers, list[str | None]]] = {
@@ -172,6 +177,15 @@ AFTER_A_BREAK: dict[str, tuple[Answers, list[str | None]]] = {
     "range from before": (lambda v, o: [breaking(v, CUT), rest_of(v, CUT - 1), honest(v)], [None, REST, None]),
     "range from behind": (lambda v, o: [breaking(v, CUT), rest_of(v, CUT + 1), honest(v)], [None, REST, None]),
     "no range": (lambda v, o: [breaking(v, CUT), lie.partial(v[CUT:], ""), honest(v)], [None, REST, None]),
+    "short range": (
+        lambda v, o: [breaking(v, CUT), lie.partial(v[CUT:99_999], range_of(v, CUT, 99_999)), honest(v)],
+        [None, REST, "bytes=99999-"],
+    ),
+    "long range": (
+        lambda v, o: [breaking(v, CUT), lie.partial(v[CUT:] + b"more", range_of(v)), honest(v)],
+        [None, REST, None],
+    ),
+    "all, called a range": (lambda v, o: [breaking(v, CUT), lie.partial(v, range_of(v), code=200)], [None, REST]),
     "range not given": (lambda v, o: [breaking(v, CUT), status(416), honest(v)], [None, REST, None]),
     "another file": (lambda v, o: [breaking(o, CUT), honest(v, '"two"')], [None, REST]),
     "another file's rest": (
@@ -371,10 +385,18 @@ def test_nobody_listens(web: Web):
     assert message.endswith("Given up after 2 attempts.")
 
 
-def test_no_such_host(web: Web):
-    reason, message = told(web.get("http://no-such-host.invalid/v.mp4"))
-    assert reason == "download_failed"
-    assert message.startswith("The host of http://no-such-host.invalid/v.mp4 was not found: ")
+@pytest.mark.parametrize(("error", "attempts"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)])
+def test_no_such_host_stays_and_no_name_server_may_pass(web: Web, error: int, attempts: int):
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        raise socket.gaierror(error, "Not known")
+
+    undone = web.get("http://host.invalid/v.mp4", QUICK.replace(attempts=3), Network(resolve=resolve))
+    assert told(undone)[0] == "download_failed"
+    assert told(undone)[1].startswith("The host of http://host.invalid/v.mp4 was not found: Not known.")
+    assert asked == ["host.invalid"] * attempts
 
 
 def test_a_full_disk_stops_everything(web: Web):
