@@ -168,7 +168,7 @@ def _clip(
     places = np.arange(len(found.times)) if frames is None else frames
     indices, fps = sample(replace(found, ticks=found.ticks[places], times=found.times[places]), request)
     clip = _decode(found, places[indices], fps, request)
-    measures = measure(clip.frames_FHWC, clip.fps, request.filters)
+    measures = clip.measures | measure(clip.frames_FHWC, clip.fps, request.filters)
     if verdict := judge_measures(request.filters, measures):
         return Refused(verdict.reason, verdict.message, "filter", verdict.value)
     clip.measures.update(measures if cuts is None else {"cuts": cuts, **measures})
@@ -227,8 +227,10 @@ def _read(
     request: DecodeRequest,
 ) -> DecodedClip:
     from data_prep.crop import crop_frames
+    from data_prep.measures import measure_text, three_places
 
     cropped: list[UInt8] = []
+    looked_at: list[UInt8] = []  # for text, which a crop at the training size is too small to show
     size, first = None, 0
     for chunk in chunks(indices):
         if size is None:
@@ -238,6 +240,9 @@ def _read(
         elif chunk.shape[1:3] != size:
             raise UnusableError("size_changes", f"The picture changes from {size[1]}x{size[0]} to another size.")
         cropped.append(crop_frames(chunk[: len(indices) - first], path, request.size, first))
+        left, top, side, _ = path.first_box()
+        places = [place - first for place in three_places(len(indices)) if first <= place < first + len(chunk)]
+        looked_at += [chunk[place, top : top + side, left : left + side] for place in places]
         first += len(chunk)
         if first >= len(indices):
             break
@@ -254,6 +259,7 @@ def _read(
         source_indices=indices.tolist(),
         crop=path.first_box(),
         motion=motion(frames_FHWC),
+        measures=measure_text(np.stack(looked_at), request.filters),
     )
 
 

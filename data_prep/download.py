@@ -41,7 +41,7 @@ class DownloadConfig(Config):
 
     concurrency: int = execution(8, ge=1, le=256)
     """Files that are fetched at a time."""
-    attempts: int = execution(5, ge=1)
+    attempts: int = execution(5, ge=1, le=100)
     """For a file, where another may do better: 408, 425, 429, 5xx, time limits, broken connections, cut-off bodies."""
     connect_seconds: float = execution(10.0, gt=0)
     """For a connection, seconds."""

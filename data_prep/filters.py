@@ -47,7 +47,7 @@ class Filters(Config):
     """Words of the caption; the text encoder of Stable Diffusion reads about 55."""
     text_share_max: float | None = Field(None, ge=0, le=1)
     """Above has overlaid text: share of the picture within detected text, mean of three frames. Titles have 0.02 and
-    more. Measured on the cropped clip; below 128 pixels small letters are not found."""
+    more. Read at the source's resolution within the crop; below 128 pixels small letters are not found."""
     watermark_share_max: float | None = Field(None, ge=0, le=1)
     """Above has a watermark: share of the picture within text at the same place in the first, middle and last frame."""
     caption_match_min: float | None = Field(None, ge=-100, le=100)

@@ -19,14 +19,15 @@ UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
 
 FLOW_SIDE = 128  # pixels: optical flow is measured on pictures that are no larger
-TEXT_SIDE = 512  # pixels: small pictures are enlarged before text is looked for
+TEXT_SIDE = 256  # pixels of the shorter side: enough to read titles and watermarks, 0.3 s a frame on one core
+TEXT_SCORE_MIN, TEXT_LETTERS_MIN = 0.8, 2  # a wheel is a fine letter O
 HASH_BITS = 64
 LUMA = (0.299, 0.587, 0.114)  # BT.601
 SHOT_FRAMES_MIN = 8  # a shorter shot is taken for a flash, not for a shot
 
 
 def measure(frames_FHWC: UInt8, fps: float, filters: Filters) -> dict[str, Any]:
-    """The columns that the filters need, but `cuts` and `caption_match`."""
+    """The columns that the filters need, but `cuts`, `caption_match` and those of text."""
     columns = needs(filters)
     values: dict[str, Any] = {}
     if columns & {"flow", "shake"}:
@@ -36,10 +37,15 @@ def measure(frames_FHWC: UInt8, fps: float, filters: Filters) -> dict[str, Any]:
         values["brightness"] = brightness(frames_FHWC)
     if "phash" in columns:
         values["phash"] = perceptual_hash(frames_FHWC)
-    if columns & {"text_share", "watermark_share"}:
-        text, watermark = text_and_watermark(frames_FHWC)
-        values |= {"text_share": text, "watermark_share": watermark}
     return values
+
+
+def measure_text(frames_3HWC: UInt8, filters: Filters) -> dict[str, float]:
+    """`text_share` and `watermark_share` of three frames at the source's resolution, where the filters need them."""
+    if not needs(filters) & {"text_share", "watermark_share"}:
+        return {}
+    masks_3HW = np.stack([_text_mask(frame) for frame in frames_3HWC])
+    return {"text_share": float(masks_3HW.mean()), "watermark_share": float(masks_3HW.all(axis=0).mean())}
 
 
 def find_cuts(path: Path, filters: Filters) -> list[tuple[float, float]]:
@@ -103,32 +109,32 @@ def perceptual_hash(frames_FHWC: UInt8) -> str:
 
 def three(frames_FHWC: UInt8) -> UInt8:
     """The first, the middle and the last frame."""
-    return frames_FHWC[[0, len(frames_FHWC) // 2, len(frames_FHWC) - 1]]
+    return frames_FHWC[three_places(len(frames_FHWC))]
 
 
-def text_and_watermark(frames_FHWC: UInt8) -> tuple[float, float]:
-    """Share of the picture within text, mean of three frames; and within text in all three of them."""
-    masks_NHW = np.stack([_text_mask(frame) for frame in three(frames_FHWC)])
-    return float(masks_NHW.mean()), float(masks_NHW.all(axis=0).mean())
+def three_places(frames: int) -> list[int]:
+    """Of the first, the middle and the last frame."""
+    return [0, frames // 2, frames - 1]
 
 
 def _text_mask(frame_HWC: UInt8) -> NDArray[np.bool_]:
+    """Where text is read: what only looks like text to the detector, such as a blurred flower, cannot be read."""
     import cv2
 
-    height, width = frame_HWC.shape[:2]
-    scale = max(1.0, TEXT_SIDE / max(height, width))
-    size = (round(width * scale), round(height * scale))
-    large = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_CUBIC)
-    found = _text_finder()(cv2.cvtColor(large, cv2.COLOR_RGB2BGR), use_det=True, use_cls=False, use_rec=False)
-    mask = np.zeros(large.shape[:2], np.uint8)
-    for box in [] if found.boxes is None else found.boxes:
-        cv2.fillPoly(mask, [np.asarray(box).round().astype(np.int32)], (1,))
+    scale = min(1.0, TEXT_SIDE / min(frame_HWC.shape[:2]))
+    small = cv2.resize(np.ascontiguousarray(frame_HWC), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    found = _text_reader()(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), use_det=True, use_cls=False, use_rec=True)
+    mask = np.zeros(small.shape[:2], np.uint8)
+    if found.boxes is not None and found.txts is not None:
+        for box, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
+            if score >= TEXT_SCORE_MIN and sum(char.isalnum() for char in text) >= TEXT_LETTERS_MIN:
+                cv2.fillPoly(mask, [np.asarray(box).round().astype(np.int32)], (1,))
     return mask.astype(bool)
 
 
 @cache
-def _text_finder() -> Any:
-    """The detector that rapidocr carries; its other models are of no use here."""
+def _text_reader() -> Any:
+    """The models that rapidocr carries in its package."""
     from rapidocr import RapidOCR
 
     return RapidOCR(

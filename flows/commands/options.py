@@ -69,7 +69,12 @@ def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
 def tell(artifact: Artifact, next_step: str = "") -> None:
     """Prints where the artifact is, what it counts and measures, and what one can do with it."""
     typer.echo(f"{artifact.kind}  {artifact.folder}")
-    figures = {**artifact.counts, **{name: value for name, value in artifact.metrics.items() if is_figure(value)}}
+    figures = {
+        **artifact.counts,
+        **{name: value for name, value in artifact.metrics.items() if isinstance(value, (int, float))},
+    }
+    for name, count in artifact.metrics.get("changes", {}).items():
+        figures[f"changed.{name}"] = count
     for name, value in figures.items():
         typer.echo(
             f"  {name.replace('_', ' '):<28} {value:.6g}"

@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,8 +34,8 @@ class Asked(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self.server.counting:
-            self.server.asked.append(self)
-            turn = sum(other.path == self.path for other in self.server.asked) - 1
+            turn = sum(earlier.path == self.path for earlier in self.server.asked)
+            self.server.asked.append(copy(self))  # a connection's next request overwrites this one
             self.server.now += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.now)
         try:
