@@ -23,6 +23,8 @@ from data_prep.build import CacheConfig, build_latent_cache
 if TYPE_CHECKING:
     from data_prep.encode import UInt8
 
+LIMIT_BATCHES = (4, 16, 64)
+
 SCRIPT = '''
 import sys, time, pathlib
 import decord, numpy as np, torch
@@ -82,8 +84,7 @@ def _measure(config: CacheConfig, videos: Path, vae: Path, out: Path, device: st
     for repeat in range(repeats):
         made = build_latent_cache(config, videos, None, vae, out / f"cache-{repeat}")
         ours.append(made.metrics)
-        pixels = _pixels(config, videos)
-        limit.append(_limit(config, pixels, vae, device))
+        limit.append(_limit(config, _pixels(config, videos), vae, device))
         folder = out / f"script-{repeat}"
         folder.mkdir(parents=True)
         command = [sys.executable, "-c", SCRIPT, str(videos), str(vae), str(folder), device]
@@ -100,38 +101,41 @@ def _measure(config: CacheConfig, videos: Path, vae: Path, out: Path, device: st
     }
 
 
-def _pixels(config: CacheConfig, videos: Path) -> list[UInt8]:
-    """Every clip decoded, in batches of the config's size."""
+def _pixels(config: CacheConfig, videos: Path) -> UInt8:
+    """Every clip decoded: all frames in a row."""
     import numpy as np
 
     from data_prep.decode import DecodedClip, decode_video, prepare, request_for
 
     prepare()
     found = [decode_video(request_for(config, path.stem, path))[0] for path in sorted(videos.rglob("*.mp4"))]
-    flat = np.concatenate([clip.frames_FHWC for clip in found if isinstance(clip, DecodedClip)])
-    step = config.encode_batch
-    return [np.ascontiguousarray(flat[i : i + step]) for i in range(0, len(flat) - step + 1, step)]
+    return np.concatenate([clip.frames_FHWC for clip in found if isinstance(clip, DecodedClip)])
 
 
-def _limit(config: CacheConfig, batches: list[UInt8], vae: Path, device: str) -> float:
-    """Frames a second of a bare loop: the same VAE, precision, batch and layout, all CPUs, frames in memory."""
+def _limit(config: CacheConfig, frames_NHWC: UInt8, vae: Path, device: str) -> float:
+    """Frames a second of a bare loop with all CPUs or one GPU: the same VAE, precision and layout, in the batches that
+    suit it best."""
     import torch
 
     from data_prep.encode import dtype_of, load_vae
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = load_vae(vae, device, dtype_of(config.precision, device))
+    dtype = dtype_of(config.precision, device)
+    model = load_vae(vae, device, dtype)
 
-    def encode(batch: UInt8) -> Any:
-        pixels = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).to(model.dtype) / 127.5 - 1
+    def encode(frames: UInt8) -> Any:
+        pixels = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
         return model.encode(pixels).latent_dist.mean.half().cpu()
 
+    rates = []
     with torch.inference_mode():
-        encode(batches[0])
-        began = time.time()
-        for batch in batches:
-            encode(batch)
-    return sum(map(len, batches)) / (time.time() - began)
+        for batch in LIMIT_BATCHES:
+            encode(frames_NHWC[:batch])
+            began = time.time()
+            for first in range(0, len(frames_NHWC), batch):
+                encode(frames_NHWC[first : first + batch])
+            rates.append(len(frames_NHWC) / (time.time() - began))
+    return max(rates)
 
 
 def _vae(kind: str, folder: Path) -> Path:

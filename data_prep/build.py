@@ -61,8 +61,9 @@ class CacheConfig(Config):
     """What is measured beyond decoding, and rejected by it."""
     download: DownloadConfig = execution(DownloadConfig())
     """How missing videos are fetched, where that is asked for."""
-    encode_batch: int = execution(16, ge=1)
-    """Frames through the VAE at a time, across clips. Another number may change the last bit of latents."""
+    encode_batch: int = execution(0, ge=0)
+    """Frames through the VAE at a time, across clips; 0 is what suits the device. Another number may change the last
+    bit of latents."""
     decode_seconds_max: float = execution(120.0, gt=0)
     """A video whose decoding takes longer is rejected. Seconds of work; by the clock a tenfold."""
     shard_videos: int = execution(64, ge=1)

@@ -83,6 +83,12 @@ def dtype_of(precision: Precision, device: str) -> torch.dtype:
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
+def batch_of(batch: int, size: int, device: str) -> int:
+    """Frames at a time: as given, or for 0 as many as keep a GPU busy, or a CPU core within its cache."""
+    pixels = 16 * 512 * 512 if device.startswith("cuda") else 4 * 64 * 64
+    return batch or max(1, pixels // (size * size))
+
+
 @dataclass(frozen=True)
 class Latents:
     """The posterior of a clip: (F, C, h, w) fp16, unscaled. Values past fp16's range are infinite."""
@@ -110,6 +116,7 @@ class Encoder:
     def __init__(self, vae: AutoencoderKL, batch: int, moments: bool = False) -> None:
         """`batch` frames at a time; with `moments`, log-variances beside the means."""
         self._vae, self._batch, self._moments = vae, batch, moments
+        self._device, self._dtype = vae.device, vae.dtype  # diffusers looks through all modules for each of them
 
     def stream(self, clips: Iterable[tuple[Clip, UInt8]]) -> Iterator[tuple[Clip, Latents]]:
         """The latents of clips of frames (F, H, W, 3), all of one size, in their order.
@@ -144,10 +151,10 @@ class Encoder:
         import torch
 
         pixels = torch.from_numpy(frames_BHWC)
-        if self._vae.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self._vae.device, non_blocking=True)
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory().to(self._device, non_blocking=True)
         with torch.inference_mode():  # permuted, the pixels are in channels-last order already
-            scaled = pixels.permute(0, 3, 1, 2).to(self._vae.dtype) / 127.5 - 1
+            scaled = pixels.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
             posterior = self._vae.encode(scaled).latent_dist
             values = torch.cat([posterior.mean, posterior.logvar], dim=1) if self._moments else posterior.mean
             return values.half().contiguous()

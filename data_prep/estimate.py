@@ -214,17 +214,18 @@ def _encode_rate(config: CacheConfig, vae: Path, device: str) -> float:
     """Frames a second of the VAE on this machine."""
     import torch
 
-    from data_prep.encode import Encoder, dtype_of, load_vae
+    from data_prep.encode import Encoder, batch_of, dtype_of, load_vae
 
-    encoder = Encoder(load_vae(vae, device, dtype_of(config.precision, device)), config.encode_batch)
-    noise = np.random.default_rng(0).integers(0, 256, (config.encode_batch, config.size, config.size, 3), np.uint8)
+    batch = batch_of(config.encode_batch, config.size, device)
+    encoder = Encoder(load_vae(vae, device, dtype_of(config.precision, device)), batch)
+    noise = np.random.default_rng(0).integers(0, 256, (batch, config.size, config.size, 3), np.uint8)
     seconds = 0.0
     for batches in (WARM_BATCHES, TIMED_BATCHES):
         began = time.monotonic()
         list(encoder.stream([(None, noise)] * batches))
         seconds = time.monotonic() - began
     torch.cuda.empty_cache()
-    return TIMED_BATCHES * config.encode_batch / seconds
+    return float(TIMED_BATCHES * batch / seconds)
 
 
 def _size(count: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.filters import Filters, needs
+from data_prep.probe import UnusableError
 
 if TYPE_CHECKING:
     from components.clip_model import ClipModel
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
 
+CUT_SIDE = 256  # pixels: PySceneDetect's own reduction before it compares frames
 FLOW_SIDE = 128  # pixels: optical flow is measured on pictures that are no larger
-TEXT_SIDE = 256  # pixels of the shorter side: enough to read titles and watermarks, 0.3 s a frame on one core
-TEXT_SCORE_MIN, TEXT_LETTERS_MIN = 0.8, 2  # a wheel is a fine letter O
-HASH_BITS = 64
+SHAKE_SECONDS = 1 / 8  # between the three places of the camera that are compared; a hand trembles at 2 to 12 Hz
 LUMA = (0.299, 0.587, 0.114)  # BT.601
-SHOT_FRAMES_MIN = 8  # a shorter shot is taken for a flash, not for a shot
+TEXT_SIDE = 384  # pixels: at 256 some watermarks are missed, at 736 half of all scenes seem to have text
+TEXT_SCORE_MIN, TEXT_RATIO_MIN = 0.6, 1.8  # a line of text is a long box; wheels, faces and balls give square ones
 
 
 def measure(frames_FHWC: UInt8, fps: float, filters: Filters) -> dict[str, Any]:
@@ -49,24 +50,63 @@ def measure_text(frames_3HWC: UInt8, filters: Filters) -> dict[str, float]:
 
 
 def find_cuts(path: Path, filters: Filters) -> list[tuple[float, float]]:
-    """The shots of a video, seconds from its first frame; none where there is no cut.
+    """The shots of a video, one after the other: start and end in seconds from the first frame.
 
-    The whole video is decoded, by PyAV, which knows the frames' own times.
+    PySceneDetect's ContentDetector, without its shortest shot: a flash or a shot of three frames between two cuts is a
+    shot too, so that no shot has a cut inside. Its own loop is not used: it takes the first video stream, cover art
+    included, converts frames at their full size, and turns to OpenCV, which knows no timestamps, where PyAV fails.
+
+    Raises:
+        UnusableError: the frames cannot be decoded.
     """
-    import logging
+    import av
 
-    from scenedetect import ContentDetector, SceneManager, open_video
+    try:
+        with av.open(str(path)) as container:
+            borders, end = _cut_times(container, filters.cut_threshold)
+    except av.error.FFmpegError as error:
+        raise UnusableError(
+            "damaged", f"The file opens and its frames cannot all be decoded: {error.strerror}."
+        ) from None
+    return list(pairwise([0.0, *borders, end]))
 
-    logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
-    manager = SceneManager()
-    manager.add_detector(ContentDetector(threshold=filters.cut_threshold, min_scene_len=SHOT_FRAMES_MIN))
-    manager.detect_scenes(open_video(str(path), backend="pyav"))
-    return [(start.seconds, end.seconds) for start, end in manager.get_scene_list(start_in_scene=False)]
+
+def _cut_times(container: Any, threshold: float) -> tuple[list[float], float]:
+    """Times of the frames that begin another shot, and of the video's end; seconds from the first frame."""
+    import cv2
+    from av.video.reformatter import VideoReformatter
+    from scenedetect import ContentDetector, FrameTimecode
+
+    cv2.setNumThreads(1)
+    stream = container.streams.best("video")
+    stream.thread_type = "NONE"
+    scale = min(1.0, CUT_SIDE / max(stream.width, stream.height))
+    width, height = (max(1, round(side * scale)) for side in (stream.width, stream.height))
+    detector, shrink = ContentDetector(threshold=threshold, min_scene_len=0), VideoReformatter()
+    times: list[float] = []
+    borders: list[float] = []
+    for frame in container.decode(stream):
+        at = frame.pts if frame.pts is not None else frame.dts
+        if at is None:
+            continue
+        times.append(float(at * stream.time_base))
+        small = shrink.reformat(frame, width, height, "bgr24", interpolation="AREA", threads=1)
+        if detector.process_frame(FrameTimecode(len(times) - 1, fps=1.0), small.to_ndarray()):
+            borders.append(times[-1] - times[0])
+    if not times:
+        raise UnusableError("no_frames", "Not one frame comes out of the decoder.")
+    last = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return borders, times[-1] - times[0] + last
 
 
 def flow_and_shake(frames_FHWC: UInt8, fps: float) -> tuple[float, float]:
-    """Mean length of the optical flow (DIS), and RMS change of the camera's velocity from a pair of frames to the next:
-    both in frame widths a second. The camera's velocity is the median flow of a pair. 0 where there are too few frames.
+    """How fast the picture moves, and how much the camera trembles.
+
+    Flow: mean length of the optical flow (DIS; Kroeger et al., ECCV 2016), frame widths a second. Shake: RMS of the
+    second difference x(t - τ) - 2 x(t) + x(t + τ) of the camera's path, frame widths; τ is an eighth of a second, or
+    one frame where frames are further apart. The path is the running sum of each pair's median flow, so an object that
+    moves over less than half of the picture does not count, nor does a steady pan. The fixed τ makes clips of
+    different frame rates comparable. 0 where there are too few frames.
     """
     import cv2
 
@@ -74,13 +114,16 @@ def flow_and_shake(frames_FHWC: UInt8, fps: float) -> tuple[float, float]:
     grey = [_grey(frame) for frame in frames_FHWC]
     finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     width = grey[0].shape[1]
-    lengths, camera = [], []
+    lengths, path = [], [np.zeros(2)]
     for one, other in pairwise(grey):
-        flow_HW2 = finder.calc(one, other, np.zeros((*one.shape, 2), np.float32)).astype(np.float64) * fps / width
+        flow_HW2 = finder.calc(one, other, np.zeros((*one.shape, 2), np.float32)).astype(np.float64) / width
         lengths.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
-        camera.append(np.median(flow_HW2.reshape(-1, 2), axis=0))
-    jumps = np.diff(np.asarray(camera), axis=0) if len(camera) > 1 else np.zeros((1, 2))
-    return (float(np.mean(lengths)) if lengths else 0.0), float(np.sqrt((jumps**2).sum(axis=-1).mean()))
+        path.append(path[-1] + np.median(flow_HW2.reshape(-1, 2), axis=0))
+    lag = max(1, round(SHAKE_SECONDS * fps))
+    path_F2 = np.asarray(path)
+    bends_F2 = path_F2[: -2 * lag] - 2 * path_F2[lag:-lag] + path_F2[2 * lag :]
+    shake = float(np.sqrt((bends_F2**2).sum(axis=-1).mean())) if len(bends_F2) else 0.0
+    return (float(np.mean(lengths)) * fps if lengths else 0.0), shake
 
 
 def _grey(frame_HWC: UInt8) -> UInt8:
@@ -96,7 +139,9 @@ def _grey(frame_HWC: UInt8) -> UInt8:
 
 def brightness(frames_FHWC: UInt8) -> float:
     """Mean luma, 0..255."""
-    return float(frames_FHWC.reshape(-1, 3).mean(axis=0) @ np.asarray(LUMA))
+    import cv2
+
+    return float(np.mean([cv2.mean(frame)[:3] for frame in frames_FHWC], axis=0) @ np.asarray(LUMA))
 
 
 def perceptual_hash(frames_FHWC: UInt8) -> str:
@@ -118,23 +163,24 @@ def three_places(frames: int) -> list[int]:
 
 
 def _text_mask(frame_HWC: UInt8) -> NDArray[np.bool_]:
-    """Where text is read: what only looks like text to the detector, such as a blurred flower, cannot be read."""
+    """Where lines of text are, in any script: nothing is read."""
     import cv2
 
     scale = min(1.0, TEXT_SIDE / min(frame_HWC.shape[:2]))
     small = cv2.resize(np.ascontiguousarray(frame_HWC), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    found = _text_reader()(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), use_det=True, use_cls=False, use_rec=True)
+    found = _text_finder()(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), use_det=True, use_cls=False, use_rec=False)
     mask = np.zeros(small.shape[:2], np.uint8)
-    if found.boxes is not None and found.txts is not None:
-        for box, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
-            if score >= TEXT_SCORE_MIN and sum(char.isalnum() for char in text) >= TEXT_LETTERS_MIN:
-                cv2.fillPoly(mask, [np.asarray(box).round().astype(np.int32)], (1,))
+    if found.boxes is not None:
+        for box_42, score in zip(found.boxes, found.scores, strict=True):
+            across, down = np.linalg.norm(box_42[1] - box_42[0]), np.linalg.norm(box_42[3] - box_42[0])
+            if score >= TEXT_SCORE_MIN and max(across, down) >= TEXT_RATIO_MIN * min(across, down):
+                cv2.fillPoly(mask, [np.asarray(box_42).round().astype(np.int32)], (1,))
     return mask.astype(bool)
 
 
 @cache
-def _text_reader() -> Any:
-    """The models that rapidocr carries in its package."""
+def _text_finder() -> Any:
+    """The detection model that rapidocr carries in its package; it enlarges smaller pictures itself."""
     from rapidocr import RapidOCR
 
     return RapidOCR(
@@ -142,6 +188,7 @@ def _text_reader() -> Any:
             "Global.log_level": "critical",
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            "Det.limit_side_len": TEXT_SIDE,
         }
     )
 
@@ -162,26 +209,51 @@ class CaptionMatch:
 def near_duplicates(clip_ids: list[str], phashes: list[str], bits: int) -> dict[str, str]:
     """Clips that differ from an earlier one, in the given order, by at most `bits` bits, and the first such one.
 
-    Whether the earlier one is itself a near-duplicate does not matter. By the pigeonhole principle two hashes that near
-    agree in one of `bits + 1` parts; only those that do are compared.
+    Whether the earlier one is itself a near-duplicate does not matter. A million clips take seconds (8 bits) to a
+    minute (16 bits).
     """
     if not clip_ids:
         return {}
-    codes_NB = np.unpackbits(np.frombuffer(bytes.fromhex("".join(phashes)), np.uint8).reshape(len(phashes), -1), axis=1)
-    found: dict[int, int] = {}
-    for part in np.array_split(np.arange(codes_NB.shape[1]), bits + 1):
-        keys = np.packbits(codes_NB[:, part], axis=1)
-        order = np.lexsort(keys.T[::-1])  # stable: clips of one key stay in their order
-        ends = np.flatnonzero(np.any(np.diff(keys[order], axis=0), axis=1)) + 1
-        for group in np.split(order, ends):
-            _pairs(np.sort(group), codes_NB, bits, found)
-    return {clip_ids[later]: clip_ids[earlier] for later, earlier in sorted(found.items())}
+    bytes_NB = np.frombuffer(bytes.fromhex("".join(phashes)), np.uint8).reshape(len(phashes), -1)
+    _, firsts, hash_of = np.unique(bytes_NB, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)  # of the different hashes, by the first clip that has each
+    firsts, place_of = firsts[order], np.argsort(order)
+    original_of = firsts[_first_near(bytes_NB[firsts], bits)][place_of[hash_of]]
+    later = np.flatnonzero(original_of < np.arange(len(clip_ids)))
+    return {clip_ids[place]: clip_ids[original] for place, original in zip(later, original_of[later], strict=True)}
 
 
-def _pairs(group: NDArray[np.int64], codes_NB: UInt8, bits: int, found: dict[int, int]) -> None:
-    for place in range(1, len(group)):
-        apart = (codes_NB[group[:place]] != codes_NB[group[place]]).sum(axis=1)
-        near = np.flatnonzero(apart <= bits)
-        if len(near):
-            later, earlier = int(group[place]), int(group[near[0]])
-            found[later] = min(earlier, found.get(later, earlier))
+def _first_near(codes_NB: UInt8, bits: int) -> NDArray[np.int64]:
+    """Of each code the place of the first one within `bits`, which may be itself. All codes differ.
+
+    By the pigeonhole principle two codes within `bits`, cut into `bits + 1` parts, agree in one of them, and in two of
+    `bits + 2`: only those are compared. Two together are needed where one is too short to tell many codes apart.
+    """
+    count, words_NW = len(codes_NB), codes_NB.view(np.uint64)
+    first = np.arange(count)
+    if bits == 0:
+        return first
+    agree = 1 if codes_NB.shape[1] * 8 / (bits + 1) >= np.log2(count) else 2
+    for parts in combinations(np.array_split(np.arange(codes_NB.shape[1] * 8), bits + agree), agree):
+        keys = _key(codes_NB, np.concatenate(parts))
+        order = np.argsort(keys)
+        ends = np.append(np.flatnonzero(np.diff(keys[order])) + 1, count)
+        end_of = np.repeat(ends, np.diff(ends, prepend=0))
+        here = np.arange(count)
+        for step in range(1, count):
+            here = here[here + step < end_of[here]]
+            if not len(here):
+                break
+            one, other = order[here], order[here + step]
+            near = np.bitwise_count(words_NW[one] ^ words_NW[other]).sum(axis=1) <= bits
+            one, other = one[near], other[near]
+            np.minimum.at(first, np.maximum(one, other), np.minimum(one, other))
+    return first
+
+
+def _key(codes_NB: UInt8, part: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """These bits of each code as a number; the first 64 where there are more."""
+    key_N8 = np.zeros((len(codes_NB), 8), np.uint8)
+    for place, bit in enumerate(part[:64].tolist()):
+        key_N8[:, place // 8] |= (codes_NB[:, bit // 8] >> np.uint8(7 - bit % 8) & np.uint8(1)) << np.uint8(place % 8)
+    return key_N8.view(np.uint64)[:, 0]

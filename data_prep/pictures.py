@@ -48,15 +48,17 @@ def histogram(values: ArrayLike, normal: bool = False) -> str:
     if high == low:
         low, high = low - 0.5, high + 0.5
     counts, _ = np.histogram(data, bins=BARS, range=(low, high))
+    peak = len(data) * (high - low) / BARS / float(np.sqrt(2 * np.pi)) if normal else 0.0
+    highest = max(float(counts.max()), peak)
     step = CHART_WIDTH / BARS
     bars = "".join(
         f'<rect x="{place * step + 1:.1f}" y="{CHART_HEIGHT - height:.1f}" width="{step - 2:.1f}" '
         f'height="{height:.1f}"/>'
         for place, count in enumerate(counts)
-        if (height := count / counts.max() * (CHART_HEIGHT - 8))
+        if (height := count / highest * (CHART_HEIGHT - 8))
     )
     middle = (float(np.median(data)) - low) / (high - low) * CHART_WIDTH
-    curve = _normal_curve(low, high, len(data), int(counts.max())) if normal else ""
+    curve = _normal_curve(low, high, peak / highest) if normal else ""
     return (
         f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT + 1}" role="img"><g class="bars">{bars}</g>{curve}'
         f'<line class="median" x1="{middle:.1f}" x2="{middle:.1f}" y1="0" y2="{CHART_HEIGHT}"/>'
@@ -64,10 +66,10 @@ def histogram(values: ArrayLike, normal: bool = False) -> str:
     )
 
 
-def _normal_curve(low: float, high: float, count: int, highest: int) -> str:
-    """What the bars of so many values would be, on the scale of the `highest` bar."""
+def _normal_curve(low: float, high: float, peak: float) -> str:
+    """The bell, its peak at that share of the chart's height."""
     x = np.linspace(low, high, 81)
-    y = count * (high - low) / BARS * np.exp(-x * x / 2) / np.sqrt(2 * np.pi) / highest * (CHART_HEIGHT - 8)
+    y = peak * np.exp(-x * x / 2) * (CHART_HEIGHT - 8)
     points = " ".join(
         f"{(a - low) / (high - low) * CHART_WIDTH:.1f},{max(0.0, CHART_HEIGHT - b):.1f}"
         for a, b in zip(x, y, strict=True)

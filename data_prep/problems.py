@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNREAD = frozenset(
+    {
+        "malformed_row",
+        "bad_name",
+        "bad_sidecar",
+        "broken_tar",
+        "no_plain_file",
+        "no_video",
+        "two_videos",
+        "two_captions",
+    }
+)
+"""Reasons of rows whose id and caption are not what the source meant: these are not judged by what they say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -11,3 +25,8 @@ class Problem:
 
     reason: str
     message: str
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text: bytes that are not UTF-8 become \udc80 and so on."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -109,7 +109,9 @@ class PyavReader:
 
     def _wanted(self, indices: Indices) -> Iterator[UInt8]:
         import av
+        from av.video.reformatter import VideoReformatter
 
+        reformatter = VideoReformatter()  # one for all frames keeps its tables
         ticks = self._found.ticks[indices].tolist()
         with av.open(str(self._path)) as container:
             stream: Any = container.streams.best("video")
@@ -124,7 +126,7 @@ class PyavReader:
                 at = frame.pts if frame.pts is not None else frame.dts
                 pixels = None
                 while cursor < len(ticks) and at == ticks[cursor]:
-                    pixels = _upright(frame) if pixels is None else pixels
+                    pixels = _upright(frame, reformatter) if pixels is None else pixels
                     yield pixels
                     cursor += 1
                 if cursor == len(ticks):
@@ -141,9 +143,9 @@ def _chunk_frames(found: Probe) -> int:
     return max(1, min(CHUNK_FRAMES_MAX, CHUNK_BYTES // (found.width * found.height * 3)))
 
 
-def _upright(frame: Any) -> UInt8:
+def _upright(frame: Any, reformatter: Any) -> UInt8:
     """(H, W, 3), turned as the file says a player should."""
-    pixels: UInt8 = frame.to_ndarray(format="rgb24")
+    pixels: UInt8 = reformatter.reformat(frame, format="rgb24").to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90 % 4)) if frame.rotation else pixels
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
 from data_prep.decode import DecodedClip, Refused, prepare, request_for
-from data_prep.encode import CaptionEncoder, Encoder, Latents, UInt8, dtype_of, load_vae, vae_figures
+from data_prep.encode import CaptionEncoder, Encoder, Latents, UInt8, batch_of, dtype_of, load_vae, vae_figures
 from data_prep.files import VideoFile
 from data_prep.filters import judge_measures
 from data_prep.making import add_embeddings, cache_row, clip_name
@@ -146,7 +146,8 @@ class ShardWorker:
     @cached_property
     def _encoder(self) -> Encoder:
         config = self._settings.config
-        return Encoder(self._vae, config.encode_batch, config.posterior == "moments")
+        batch = batch_of(config.encode_batch, config.size, self._settings.device)
+        return Encoder(self._vae, batch, config.posterior == "moments")
 
     @cached_property
     def _captions(self) -> CaptionEncoder | None:

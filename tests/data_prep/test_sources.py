@@ -1,6 +1,7 @@
 """Tables and folders: a broken row is one broken row, text stays text, and no path leads out."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.files import VideoFile
-from data_prep.sources import SourceRow, read_source
+from data_prep.problems import UNREAD
+from data_prep.roots import root_at
+from data_prep.sources import SourceRow, find_video, read_source, videos_root
 from infra.errors import UserError
 
 HEADER = "videoid,contentUrl,duration,page_dir,name\n"
@@ -194,3 +197,145 @@ def test_what_is_not_there(videos: Path, tmp_path: Path):
         with pytest.raises(UserError) as error:
             read_source(source, folder)
         assert says in str(error.value)
+
+
+def test_a_webvid_table_finds_its_videos_beside_it(videos: Path, monkeypatch: pytest.MonkeyPatch):
+    table = videos.parent / "t.csv"
+    table.write_text(HEADER + "1,,PT5S,p,a cat\n", encoding="utf-8")
+    assert reasons(read_source(table, None)) == {"1": ""}
+    assert videos_root(table, None) == str(videos.resolve())
+    videos.rename(videos.parent / "elsewhere")
+    assert reasons(read_source(table, None)) == {"1": "missing_file"}
+    (videos.parent / "1.mp4").write_bytes(b"x")
+    assert reasons(read_source(table, None)) == {"1": ""}  # flat, in the table's own folder
+    assert videos_root(table, None) == str(videos.parent.resolve())
+    monkeypatch.chdir(videos.parent)  # a --videos is relative to where the command runs
+    assert reasons(read_source("t.csv", "elsewhere")) == {"1": ""}
+    assert videos_root("t.csv", "elsewhere") == str(Path("elsewhere").resolve())
+
+
+def test_a_missing_video_with_an_address_has_a_place_to_go(videos: Path):
+    (videos / "up.mp4").symlink_to(videos.parent / "not-there.mp4")
+    rows = webvid(
+        videos,
+        "7,http://h/7.mp4,PT5S,new_page,missing",
+        "8,http://h/8.mp4,PT5S,,missing and flat",
+        "9,,PT5S,p,missing without an address",
+        "1,http://h/1.mp4,PT5S,p,there",
+        "../../x,http://h/x.mp4,PT5S,p,outside",
+        "up,http://h/up.mp4,PT5S,,a link to nothing outside",
+        ",http://h/0.mp4,PT5S,p,no id",
+    )
+    folder = videos.resolve()
+    assert [row.target for row in rows] == [folder / "new_page/7.mp4", folder / "8.mp4", None, None, None, None, None]
+    assert [row.problem.reason if row.problem else "" for row in rows] == [
+        "missing_file", "missing_file", "missing_file", "", "outside_folder", "outside_folder", "missing_file"
+    ]  # fmt: skip
+    root = root_at(str(videos))
+    assert [root.target(place) for place in ("../x.mp4", "up.mp4", "a\0b.mp4")] == [None] * 3
+
+
+def test_a_row_names_no_other_place(videos: Path):
+    table = videos.parent / "t.jsonl"
+    places = ["s3://bucket/1.mp4", "file:///etc/passwd", "http://host/1.mp4", "/etc/passwd", "videos/../../x", ""]
+    table.write_text("\n".join(json.dumps({"video": place, "caption": "a cat"}) for place in places))
+    rows = read_source(table, None)
+    assert [row.problem.reason if row.problem else "" for row in rows] == ["outside_folder"] * 5 + ["missing_file"]
+
+
+def test_a_stamp_changes_with_the_file(videos: Path):
+    def stamp() -> str:
+        (row,) = webvid(videos, "1,,PT5S,p,a cat")
+        assert row.file is not None
+        return row.file.stamp
+
+    before = stamp()
+    assert before == stamp()
+    found = (videos / "p/1.mp4").stat()
+    (videos / "p/1.mp4").write_bytes(b"xy")
+    os.utime(videos / "p/1.mp4", ns=(found.st_atime_ns, found.st_mtime_ns))
+    larger = stamp()
+    (videos / "p/1.mp4").write_bytes(b"xz")
+    os.utime(videos / "p/1.mp4", ns=(found.st_atime_ns, found.st_mtime_ns + 1))
+    assert len({before, larger, stamp()}) == 3
+
+
+def test_a_video_is_found_again_by_its_row(videos: Path):
+    (row,) = webvid(videos, "1,,PT5S,p,a cat")
+    root = videos_root(videos.parent / "table.csv", videos)
+    assert find_video(root, row.source) == row.file
+    assert find_video(root, "p/none.mp4") is None
+    assert find_video(root, "../secret.mp4") is None
+    assert find_video(str(videos.parent / "none"), "p/1.mp4") is None
+
+
+def test_addresses_of_this_machine_are_paths(videos: Path):
+    table = videos.parent / "t.csv"
+    table.write_text(HEADER + "1,,PT5S,p,a cat\n", encoding="utf-8")
+    rows = read_source(f"file://{table}", f"file://{videos}/")
+    assert rows == read_source(table, videos)
+    assert rows[0].file is not None
+    assert rows[0].file.address == str((videos / "p/1.mp4").resolve())
+    assert read_source(f"file://{videos}/", None) == read_source(videos, None)
+    assert videos_root(f"file://{videos}/", None) == str(videos.resolve())
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("3.json", b'{"caption": null}'),
+        ("3.json", b'{"caption": 7}'),
+        ("3.json", b'{"caption": "half \\ud800"}'),
+        ("3.json", b'["a cat"]'),
+        ("3.json", b"[" * 100_000),
+        ("3.txt", b"caf\xe9"),
+        ("3.txt", b"a " * (1 << 19) + b"cat"),
+    ],
+)
+def test_a_sidecar_that_is_none(videos: Path, name: str, data: bytes):
+    (videos / name).write_bytes(data)
+    rows = {row.clip_id: row for row in read_source(videos, None)}
+    assert rows["3.mp4"].problem is not None
+    assert (rows["3.mp4"].problem.reason, rows["3.mp4"].caption, rows["3.mp4"].file) == ("bad_sidecar", "", None)
+    rows["3.mp4"].problem.message.encode()
+    assert rows["p/1.mp4"].problem is None
+
+
+def test_a_sidecar_leads_nowhere_either(videos: Path):
+    (videos.parent / "secret.txt").write_text("secret")
+    (videos / "3.txt").symlink_to(videos.parent / "secret.txt")
+    (videos / "p/1.txt").symlink_to(videos / "nothing.txt")
+    rows = read_source(videos, None)
+    assert reasons(rows) == {"3.mp4": "bad_sidecar", "p/1.mp4": "bad_sidecar", "p/2.mp4": ""}
+    assert not any("secret" in row.caption for row in rows)
+
+
+def test_a_name_that_is_no_text(videos: Path):
+    (videos / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"x")
+    rows = read_source(videos, None)
+    assert reasons(rows) == {r"caf\udce9.mp4": "bad_name", "3.mp4": "", "p/1.mp4": "", "p/2.mp4": ""}
+
+
+def test_what_is_unread_is_not_judged_by_its_caption(videos: Path):
+    (videos / "3.txt").write_bytes(b"\xff")
+    (videos / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"x")
+    found = {row.problem.reason for row in read_source(videos, None) if row.problem}
+    assert found == {"bad_sidecar", "bad_name"}
+    assert found <= UNREAD
+    assert "missing_file" not in UNREAD
+
+
+def test_a_folder_that_cannot_be_listed(videos: Path):
+    with pytest.raises(UserError, match="nothing at"):
+        root_at(str(videos / "none")).names()
+
+
+def test_a_parquet_with_a_broken_page(videos: Path):
+    table = videos.parent / "t.parquet"
+    columns = pa.table({"video": ["p/1.mp4"] * 5000, "caption": ["a cat"] * 5000})
+    pq.write_table(columns, table, compression="none", use_dictionary=False)
+    data = bytearray(table.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = b"\xff" * 2000
+    table.write_bytes(data)
+    with pytest.raises(UserError, match="not a Parquet file"):
+        read_source(table, None)
