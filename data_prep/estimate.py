@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import statistics
@@ -144,7 +145,7 @@ def estimate(
         reasons=dict(tried.reasons),
         hours=frames / fps / 3600,
         frames=frames,
-        cache_bytes=frames * tried.frame_bytes(config, weights) + clips * ROW_BYTES,
+        cache_bytes=frames * _frame_bytes(config, weights) + clips * ROW_BYTES,
         source_bytes=usable * statistics.fmean(tried.sizes) if tried.sizes else None,
         decode_cpu_hours=usable * tried.cpu_seconds / max(1, tried.videos) / 3600,
         encode_hours=frames / rate / 3600,
@@ -201,13 +202,12 @@ class _Sample:
             else:
                 self.reasons[clip.reason] += 1
 
-    def frame_bytes(self, config: CacheConfig, vae: Path) -> float:
-        """Of a latent frame in fp16, with its log-variance where that is kept."""
-        import json
 
-        told = json.loads((vae / "config.json").read_text(encoding="utf-8"))
-        side = config.size // 2 ** (len(told["block_out_channels"]) - 1)
-        return 2.0 * told["latent_channels"] * side * side * (2 if config.posterior == "moments" else 1)
+def _frame_bytes(config: CacheConfig, vae: Path) -> float:
+    """Of a latent frame in fp16, with its log-variance where that is kept."""
+    told = json.loads((vae / "config.json").read_text(encoding="utf-8"))
+    channels, side = int(told["latent_channels"]), config.size >> (len(told["block_out_channels"]) - 1)
+    return 2.0 * channels * side * side * (2 if config.posterior == "moments" else 1)
 
 
 def _encode_rate(config: CacheConfig, vae: Path, device: str) -> float:
@@ -225,7 +225,7 @@ def _encode_rate(config: CacheConfig, vae: Path, device: str) -> float:
         list(encoder.stream([(None, noise)] * batches))
         seconds = time.monotonic() - began
     torch.cuda.empty_cache()
-    return float(TIMED_BATCHES * batch / seconds)
+    return TIMED_BATCHES * batch / seconds
 
 
 def _size(count: float) -> str:

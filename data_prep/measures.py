@@ -62,7 +62,7 @@ def find_cuts(path: Path, filters: Filters) -> list[tuple[float, float]]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             borders, end = _cut_times(container, filters.cut_threshold)
     except av.error.FFmpegError as error:
         raise UnusableError(

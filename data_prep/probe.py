@@ -60,7 +60,7 @@ def probe(path: Path) -> Probe:
     if path.stat().st_size == 0:
         raise UnusableError("empty_file", "The file has no bytes.")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             return _read(container)
     except av.error.FFmpegError as error:
         raise UnusableError("not_a_video", f"No video container can be read from the file: {error.strerror}.") from None

@@ -113,7 +113,7 @@ class PyavReader:
 
         reformatter = VideoReformatter()  # one for all frames keeps its tables
         ticks = self._found.ticks[indices].tolist()
-        with av.open(str(self._path)) as container:
+        with av.open(str(self._path), metadata_errors="replace") as container:
             stream: Any = container.streams.best("video")
             stream.codec_context.options = {"err_detect": "explode"}  # damage is an error, not a grey block
             if ticks[0] > self._found.ticks[0]:
