@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 UInt8 = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
+SAME_SECONDS = 1e-6  # times of one frame, reckoned twice
 FPS_SLACK = 0.99  # 7.99 frames a second pass for 8
 
 
@@ -138,10 +139,9 @@ def _shots(found: Probe, request: DecodeRequest) -> list[Indices]:
     from data_prep.measures import find_cuts
 
     since = found.times - found.times[0]
-    middle = 0.5 / max(found.fps, 1.0)
     spans = find_cuts(request.path, request.filters) or [(0.0, float("inf"))]
     ends = [end for _, end in spans[:-1]]
-    borders = [0, *(int(np.searchsorted(since, end - middle)) for end in ends), len(since)]
+    borders = [0, *(int(np.searchsorted(since, end - SAME_SECONDS)) for end in ends), len(since)]
     shots = [np.arange(first, last) for first, last in pairwise(borders)]
     return [shot for shot in shots if len(shot)]
 

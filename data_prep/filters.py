@@ -56,7 +56,7 @@ class Filters(Config):
     there are found in 11 of 12 clips, half transparent ones in 9 of 12; below 128 pixels in fewer. 0.05 s a frame."""
     watermark_share_max: float | None = Field(None, ge=0, le=1)
     """Above has a watermark: share of the picture within text at the same place in the first, middle and last frame.
-    0.005. A sign on a house, seen from a tripod, is one too."""
+    0.005. A sign on a house, seen from a tripod, is one too, and the word on the shirt of someone who stands still."""
     caption_match_min: float | None = Field(None, ge=-100, le=100)
     """Below the caption does not fit: 100 × cosine of CLIP embeddings, mean of three frames. It depends on the model;
     for ViT-B-32 LAION-5B was cut at 28 and LAION-400M at 30. Look at the column before choosing."""
@@ -109,8 +109,8 @@ RULES = (
     Rule("shake", "shake_max", False, "too_shaky", "The camera shakes by {value:.3f} of the width"),
     Rule("brightness", "brightness_min", True, "too_dark", "The mean brightness is {value:.1f}"),
     Rule("brightness", "brightness_max", False, "too_bright", "The mean brightness is {value:.1f}"),
-    Rule("text_share", "text_share_max", False, "overlaid_text", "Text covers {value:.3f} of the picture"),
-    Rule("watermark_share", "watermark_share_max", False, "watermark", "Text that stays covers {value:.3f} of the picture"),
+    Rule("text_share", "text_share_max", False, "overlaid_text", "A share of {value:.3f} is text"),
+    Rule("watermark_share", "watermark_share_max", False, "watermark", "A share of {value:.3f} is text that stays"),
     Rule("caption_match", "caption_match_min", True, "caption_mismatch", "The caption fits by {value:.1f}"),
 )
 SOURCE_RULES = (
