@@ -242,7 +242,7 @@ def _read(
         cropped.append(crop_frames(chunk[: len(indices) - first], path, request.size, first))
         left, top, side, _ = path.first_box()
         places = [place - first for place in three_places(len(indices)) if first <= place < first + len(chunk)]
-        looked_at += [chunk[place, top : top + side, left : left + side] for place in places]
+        looked_at += [chunk[place, top : top + side, left : left + side].copy() for place in places]
         first += len(chunk)
         if first >= len(indices):
             break

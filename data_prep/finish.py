@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.changes import changes, write_changes
-from data_prep.checks import check_manifest
+from data_prep.checks import CHECKED_COLUMNS, check_manifest
 from data_prep.rows import INDEX_SCHEMA, Rejection, rejected_table
 from data_prep.shards import (
     Duplicate,
@@ -54,11 +54,11 @@ def finish(config: CacheConfig, draft: Draft, before: Path | None, tasks: list[S
     folder = draft.folder
     _gather(folder, before, tasks)
     _withdraw_near_duplicates(folder, config)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, (*CHECKED_COLUMNS, "latents_shape"))
     failed = check_manifest(manifest, config, folder / "data_docs")
     if failed:
         _withdraw(folder, list(failed.values()))
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, manifest.column_names)
     write_index(folder / "data_docs")
     rejected = [*accepted.rejections, *(row for path in shard_paths(folder) for row in shard_rejections(path))]
     write_table(folder / "rejected.parquet", rejected_table(rejected))

@@ -47,12 +47,12 @@ def encoding_of(config: CacheConfig, vae_sha256: str, text_sha256: str | None) -
         del fields["seed"]
     filters = config.filters
     cuts = {} if filters.cuts == "keep" else {"cuts": filters.cuts, "cut_threshold": filters.cut_threshold}
-    clip = filters.clip.as_input().fingerprint if filters.clip is not None and filters.caption_match_min else None
+    clip = filters.clip if "caption_match" in needs(filters) else None
     return {
         **fields,
         **cuts,
         "measured": sorted(needs(filters)),
-        "clip_model": clip,
+        "clip_model": clip.as_input().fingerprint if clip is not None else None,
         "vae": vae_sha256,
         "text_encoder": text_sha256,
     }

@@ -159,8 +159,8 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(PATTERN))
 
 
-def read_manifest(folder: Path) -> pa.Table:
-    """All rows without their latents, in order."""
-    tables = [pq.read_table(path, columns=MANIFEST_COLUMNS) for path in shard_paths(folder)]
-    empty = pa.schema([CACHE_SCHEMA.field(name) for name in MANIFEST_COLUMNS]).empty_table()
+def read_manifest(folder: Path, columns: Sequence[str] = MANIFEST_COLUMNS) -> pa.Table:
+    """All rows in order, all columns but the bulky ones, or the given ones."""
+    tables = [pq.read_table(path, columns=list(columns)) for path in shard_paths(folder)]
+    empty = pa.schema([CACHE_SCHEMA.field(name) for name in columns]).empty_table()
     return pa.concat_tables([empty, *(table.replace_schema_metadata() for table in tables)])
