@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.data_docs import adopt
+from data_prep.problems import UNREAD
 from data_prep.rows import Rejection
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def check_manifest(manifest: pa.Table, config: CacheConfig, docs: Path) -> dict[
 
 
 def _unread(row: SourceRow) -> bool:
-    return row.problem is not None and row.problem.reason == "malformed_row"
+    return row.problem is not None and row.problem.reason in UNREAD
 
 
 def _source_checks() -> list[Check]:

@@ -150,10 +150,11 @@ class RemoteRoot:
             stamps = {
                 path[start:]: None if info.get("size") is None else remote_stamp(info)
                 for path, info in found.items()
-                if info.get("type") != "directory" and path.startswith(f"{self._base}/") and not path.endswith("/")
+                if path.startswith(f"{self._base}/")  # of a file, the listing is the file
             }
             if not stamps:
                 raise FileNotFoundError(self.address)
+            self._system.invalidate_cache()  # it would keep all that it was told of every file
         return stamps
 
     def locate(self, candidates: list[str]) -> tuple[str, VideoFile] | Problem:
@@ -208,11 +209,14 @@ class RemoteRoot:
         return sorted(name for name in self._stamps if visible(name))
 
     def read(self, names: list[str]) -> Iterator[tuple[str, bytes | Problem]]:
-        for first in range(0, len(names), READ_AT_ONCE):
-            some = names[first : first + READ_AT_ONCE]
+        empty = {name for name in names if (self._stamps[name] or "").startswith("0:")}  # nothing to ask a range of
+        yield from ((name, b"") for name in names if name in empty)
+        full = [name for name in names if name not in empty]
+        for first in range(0, len(full), READ_AT_ONCE):
+            some = full[first : first + READ_AT_ONCE]
             with explained(self.address):
                 paths = [f"{self._base}/{name}" for name in some]
-                found = self._system.cat_ranges(paths, None, None, on_error="return")  # all at once
+                found = self._system.cat_ranges(paths, 0, READ_BYTES_MAX + 1, on_error="return")  # all at once
             for name, data in zip(some, found, strict=True):
                 if isinstance(data, Exception):
                     what = f"{type(data).__name__}: {data}"

@@ -74,6 +74,9 @@ def seaweedfs(folder: Path) -> Iterator[Server]:
     finally:
         process.send_signal(signal.SIGKILL)  # it keeps nothing that is wanted
         process.wait()
+        for port in ports.values():
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
 
 
 @contextmanager

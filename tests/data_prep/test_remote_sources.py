@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import json
 import shutil
 import threading
 from collections import Counter
@@ -20,6 +21,7 @@ import pytest
 from data_prep.files import VideoFile
 from data_prep.sources import SourceRow, find_video, read_source, videos_root
 from infra.errors import UserError
+from tests.data_prep.building import rows_of, start_build
 from tests.data_prep.s3_server import Server, moto, seaweedfs, seaweedfs_program
 from tests.data_prep.tars import write_tar
 
@@ -88,6 +90,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     async def count(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         counted[method] += 1
+        first, _, last = kwargs.get("Range", "bytes=0--1").removeprefix("bytes=").partition("-")
+        counted["bytes"] += int(last) + 1 - int(first)
         return await send(self, method, *args, **kwargs)
 
     monkeypatch.setattr(S3FileSystem, "_call_s3", count)
@@ -134,13 +138,22 @@ def test_a_folder_of_videos(store: Folder, videos: dict[str, bytes], calls: Coun
     assert (calls["head_object"], calls["get_object"]) == (0, len(videos) // 2)  # captions only
     assert [row.source for row in rows] == [f"p/{name}" for name in sorted(videos)]
     assert [row.caption for row in rows][1] == "caption 1"
+    assert reasons(rows) == dict.fromkeys((f"p/{name}" for name in sorted(videos)), "")
     assert [bytes_of(row.file, tmp_path) for row in rows] == [videos[name] for name in sorted(videos)]
     assert videos_root(f"{store.address}/set/", None) == f"{store.address}/set"
 
 
-def test_a_table_and_its_videos_on_the_store(
-    store: Folder, videos: dict[str, bytes], calls: Counter[str], tmp_path: Path
-):
+def test_sidecars_that_are_odd(store: Folder):
+    for name, data in {"empty": b"", "bytes": b"\xff", "large": b"a" * ((1 << 20) + 1), "json": b""}.items():
+        store.put(f"{name}.mp4", b"x")
+        store.put(f"{name}.json" if name == "json" else f"{name}.txt", data)
+    rows = {row.clip_id: row for row in read_source(store.address, None)}
+    odd = {"bytes.mp4": "bad_sidecar", "large.mp4": "bad_sidecar", "json.mp4": "bad_sidecar", "empty.mp4": ""}
+    assert reasons(list(rows.values())) == odd
+    assert rows["empty.mp4"].caption == ""  # for the checks to find
+
+
+def test_a_table_and_its_videos(store: Folder, videos: dict[str, bytes], calls: Counter[str], tmp_path: Path):
     data = next(iter(videos.values()))
     store.put("videos/p/1.mp4", data)
     store.put("videos/2.mp4", b"flat")
@@ -185,19 +198,13 @@ def test_no_row_leads_out(store: Folder):
     good = ["p/1.mp4", "./p/1.mp4", "p/../p/1.mp4", "p//1.mp4"]
     out = ["../secret.mp4", "p/../../secret.mp4", f"{store.address}/secret.mp4", "/secret.mp4", "http://h/x", ".."]
     odd = ["a::b.mp4", "p", "x" * 3000 + ".mp4", "a\0b.mp4", ""]
-    lines = "".join(f'{{"video": {pa_json(name)}, "caption": "a cat"}}\n' for name in good + out + odd)
+    lines = "".join(json.dumps({"video": name, "caption": "a cat"}) + "\n" for name in good + out + odd)
     table = store.put("t.jsonl", lines.encode())
     rows = read_source(table, f"{store.address}/videos")
     assert [row.problem.reason if row.problem else "" for row in rows] == [
         *[""] * 4, *["outside_folder"] * 6, "bad_path", *["missing_file"] * 4
     ]  # fmt: skip
     assert {row.file.address for row in rows if row.file} == {f"{store.address}/videos/p/1.mp4"}
-
-
-def pa_json(text: str) -> str:
-    import json
-
-    return json.dumps(text)
 
 
 def test_a_stamp_changes_with_the_object_and_only_then(store: Folder):
@@ -238,7 +245,7 @@ def test_tars_by_name_pattern_and_folder(store: Folder, videos: dict[str, bytes]
     rows = read_source(f"{store.address}/shards/001.tar", None)
     assert [row.clip_id for row in rows] == [f"001/1{index}" for index in range(len(whole))]
     assert {row.caption for row in rows} == {"a cat"}
-    assert calls["get_object"] <= 2 * len(whole) + 2  # headers, not videos
+    assert calls["get_object"] <= 2 * len(whole) + 2
     assert [bytes_of(row.file, tmp_path) for row in rows] == [data for _, data in whole]
     everything = [f"{number:03d}/{number}{index}" for number in range(3) for index in range(len(whole))]
     for source in ("shards", "shards/*.tar", "shards/{000..002}.tar"):
@@ -246,6 +253,17 @@ def test_tars_by_name_pattern_and_folder(store: Folder, videos: dict[str, bytes]
         assert [row.clip_id for row in found] == everything
         assert found[len(whole) : 2 * len(whole)] == rows
         assert videos_root(f"{store.address}/{source}", None) == f"{store.address}/shards"
+
+
+def test_only_the_headers_of_a_tar_are_read(store: Folder, calls: Counter[str], tmp_path: Path):
+    large = bytes(4 << 20)
+    members = [pair for key in "abc" for pair in [(f"{key}.mp4", large), (f"{key}.txt", b"a cat")]]
+    tar = write_tar(tmp_path / "0.tar", members)
+    rows = read_source(store.put("0.tar", tar.read_bytes()), None)
+    assert len(rows) == 3
+    assert calls["get_object"] == 4  # before, between and after the videos
+    assert calls["bytes"] < 400_000
+    assert bytes_of(rows[1].file, tmp_path) == large
 
 
 def test_a_video_is_found_again_by_its_row(store: Folder, calls: Counter[str], tmp_path: Path):
@@ -279,6 +297,8 @@ def test_what_is_not_there(store: Folder, tmp_path: Path):
     assert "No file matches" in says(f"{store.address}/*.tar")
     assert "There is nothing at s3://no-such-bucket" in says("s3://no-such-bucket")
     assert "There is nothing at" in says(str(tmp_path / "t.csv"), f"{store.address}/none")
+    notes = f"{store.address}/notes.md"
+    assert "There is nothing at" in says(str(tmp_path / "t.csv"), notes)  # a file, and no folder
     assert "holds no video" in says(store.address)
     assert "no known kind (.mp4)" in says(f"{store.address}/a.mp4")
     assert "compressed" in says(f"{store.address}/a.tar.gz")
@@ -314,6 +334,27 @@ def test_a_store_that_does_not_answer(store: Folder, monkeypatch: pytest.MonkeyP
     message = says(store.address)
     assert "127.0.0.1:9" in message
     assert "AWS_ENDPOINT_URL" in message
+
+
+@pytest.mark.slow
+def test_a_cache_from_the_store_is_the_cache_from_here(store: Folder, clips: Path, vae: Path, tmp_path: Path):
+    if store.server.name == "moto":
+        pytest.skip("one store is enough for a whole build")
+    for path in (clips, *clips.parent.glob("videos/**/*.mp4")):
+        store.put(f"set/{path.relative_to(clips.parent).as_posix()}", path.read_bytes())
+    members = []
+    for row in read_source(clips, None):
+        members += [(f"{row.clip_id}.mp4", bytes_of(row.file, tmp_path)), (f"{row.clip_id}.txt", row.caption.encode())]
+    store.put("shards/0.tar", write_tar(tmp_path / "0.tar", members).read_bytes())
+    sources = {"here": clips, "store": f"{store.address}/set/clips.csv", "tar": f"{store.address}/shards/*.tar"}
+    caches = {}
+    for name, source in sources.items():
+        process = start_build({"size": 32, "frames_min": 8}, source, vae, tmp_path / name, tmp_path / "log")
+        assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+        caches[name] = sorted((row["caption"], row["latents_sha256"]) for row in rows_of(tmp_path / name))
+    assert len(caches["here"]) == len(members) // 2
+    assert caches["store"] == caches["here"]
+    assert caches["tar"] == caches["here"]
 
 
 @pytest.fixture
