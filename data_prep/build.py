@@ -205,6 +205,7 @@ class Build:
         return {
             "start_seconds": round(began - started, 3),
             "encode_seconds": round(seconds, 3),
+            "decode_cpu_seconds": round(sum(shard["decode_cpu_seconds"] for shard in shards), 3),
             "frames_per_second": round(frames / seconds, 3) if seconds else 0.0,
             **(shards[0]["vae"] if shards else self._vae_figures()),
         }

@@ -177,7 +177,7 @@ class ShardWorker:
 
     def _shard(self, task: ShardTask) -> dict[str, Any]:
         self._warm()
-        began = time.time()
+        began, worked = time.time(), sum(child.worked for child in self._children)
         making = _Making(task, self._settings.config.filters.model_dump(mode="json"))
         missing = self._take_over(making)
         with tempfile.TemporaryDirectory(prefix="animateflow-") as scratch:
@@ -193,6 +193,7 @@ class ShardWorker:
             "frames": making.frames,
             "began": began,
             "ended": time.time(),
+            "decode_cpu_seconds": sum(child.worked for child in self._children) - worked,
             "vae": self._vae_figures,
             "reasons": json.dumps(sorted(row.reason for rows in making.rejections.values() for row in rows)),
         }

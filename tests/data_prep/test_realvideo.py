@@ -10,7 +10,6 @@ from data_prep.shards import read_manifest
 from data_prep.verify import verify
 from infra.artifacts import Artifact
 
-pytestmark = pytest.mark.slow
 CONFIG = CacheConfig(size=32, frames_max=16)
 
 
@@ -31,7 +30,7 @@ def test_dirty_table(ray_local: None, realvideo: Path, vae: Path, tmp_path: Path
         "1000093": ("check", "bad_duration"),
         "1000094": ("source", "malformed_row"),
     }
-    kept = read_manifest(made.folder)["clip_id"].to_pylist()
+    kept = sorted(read_manifest(made.folder)["clip_id"].to_pylist())
     assert kept == ["1000001", "1000002", *(f"10000{n:02d}" for n in range(7, 13))]
     assert verify(made.folder).ok
 
@@ -55,12 +54,10 @@ def test_hostile_files(ray_local: None, realvideo: Path, vae: Path, tmp_path: Pa
     config = CONFIG.replace(frames_min=1)
     made = build_latent_cache(config, realvideo / "hostile", None, vae, tmp_path / "cache")
     assert ends(made) == {
-        "av1.mkv": ("decode", "unsupported_codec"),
         "bit_rot.mp4": ("decode", "damaged"),
         "empty.mp4": ("decode", "empty_file"),
         "header_only.avi": ("decode", "too_small"),
         "header_only.mp4": ("decode", "no_video_stream"),
-        "header_only.webm": ("decode", "damaged"),
         "one_pixel.gif": ("decode", "too_small"),
         "text_not_video.mp4": ("decode", "not_a_video"),
         "tiny_with_audio.mp4": ("decode", "no_video_stream"),
@@ -72,7 +69,7 @@ def test_hostile_files(ray_local: None, realvideo: Path, vae: Path, tmp_path: Pa
     kept = read_manifest(made.folder)
     frames = {row["clip_id"]: row["latents_shape"][0] for row in kept.to_pylist()}
     assert frames == {
-        "h264_10bit.mp4": 8, "hevc.mp4": 8, "one_second_720p.mp4": 8, "rotated_180.mov": 1, "rotated_90.mov": 1,
+        "av1.mkv": 8, "h264_10bit.mp4": 8, "header_only.webm": 1, "hevc.mp4": 8, "one_second_720p.mp4": 8, "rotated_180.mov": 1, "rotated_90.mov": 1,
         "unordered_pts.mov": 1,
     }  # fmt: skip
     crops = {row["clip_id"]: row["crop"] for row in kept.to_pylist()}

@@ -17,7 +17,7 @@ import pytest
 from flows.up import Running, free_port, prefect_on_this_machine, running_server
 from infra import artifacts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 SHORT = [
     "footage.count=8",
