@@ -69,8 +69,8 @@ def test_hostile_files(ray_local: None, realvideo: Path, vae: Path, tmp_path: Pa
     kept = read_manifest(made.folder)
     frames = {row["clip_id"]: row["latents_shape"][0] for row in kept.to_pylist()}
     assert frames == {
-        "av1.mkv": 8, "h264_10bit.mp4": 8, "header_only.webm": 1, "hevc.mp4": 8, "one_second_720p.mp4": 8, "rotated_180.mov": 1, "rotated_90.mov": 1,
-        "unordered_pts.mov": 1,
+        "av1.mkv": 8, "h264_10bit.mp4": 8, "header_only.webm": 1, "hevc.mp4": 8, "one_second_720p.mp4": 8,
+        "rotated_180.mov": 1, "rotated_90.mov": 1, "unordered_pts.mov": 1,
     }  # fmt: skip
     crops = {row["clip_id"]: row["crop"] for row in kept.to_pylist()}
     assert crops["rotated_90.mov"] == [0, 124, 320, 320]  # upright: 320 wide, 568 high
