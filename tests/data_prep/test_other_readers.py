@@ -1,5 +1,7 @@
 """A cache read by other libraries, in a process that cannot import this project, Ray or torch."""
 
+import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -7,12 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from data_prep.build import CacheConfig, build_latent_cache
+from tests.data_prep.building import rows_of
 from tests.data_prep.cache_files import C, H, W, cache_row, write_cache
 
 FRAMES = [4, 6, 5, 9, 4, 7, 6]
 CAPTIONS = ["a river", 'a dog, "running"', "über die Brücke 🌉", "NA", "", "two\nlines", "the river again"]
+WAYS = [
+    "by_pyarrow", "by_pyarrow_dataset", "by_pyarrow_index", "by_pandas", "by_duckdb", "by_datasets",
+    "by_datasets_streaming",
+]  # fmt: skip
 
 
 def read_by_others(cache: Path, scratch: Path) -> dict[str, Any]:
@@ -61,13 +70,7 @@ def test_nothing_of_ours_was_there(found: dict[str, Any]):
     assert found["forbidden and loaded"] == []
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "by_pyarrow", "by_pyarrow_dataset", "by_pyarrow_index", "by_pandas", "by_duckdb", "by_datasets",
-        "by_datasets_streaming",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_reads_every_clip_in_order(found: dict[str, Any], way: str):
     assert found[way] == [expected(clip) for clip in IN_ORDER]
 
@@ -81,3 +84,21 @@ def test_questions_in_sql(found: dict[str, Any]):
         "joined": 7,
         "rejected": 0,
     }
+
+
+def test_a_cache_as_the_build_leaves_it(ray_local: None, clips: Path, vae: Path, tmp_path: Path):
+    config = CacheConfig(size=32, frames_max=20, shard_videos=2)
+    made = build_latent_cache(config, clips, None, vae, tmp_path / "cache")
+    (tmp_path / "scratch").mkdir()
+    found = read_by_others(made.folder, tmp_path / "scratch")
+    with clips.open(newline="", encoding="utf-8") as handle:
+        captions = {row["videoid"]: row["name"] for row in csv.DictReader(handle)}
+    ids = sorted(captions, key=lambda video_id: hashlib.sha256(video_id.encode()).hexdigest())
+    for way in WAYS:
+        assert [row[:3] for row in found[way]] == [[clip_id, captions[clip_id], [20, 4, 8, 8]] for clip_id in ids]
+        assert all(row[5] == list(range(0, 40, 2)) for row in found[way])
+        assert found[way] == found["by_pyarrow"]
+    hashes = {row["clip_id"]: (row["latents"], row["latents_sha256"]) for row in rows_of(made.folder)}
+    assert all(hashlib.sha256(data).hexdigest() == said for data, said in hashes.values())
+    sums = {row[0]: row[4] for row in found["by_duckdb"]}
+    assert sums == {name: float(np.frombuffer(data, np.float16).sum(dtype="f8")) for name, (data, _) in hashes.items()}

@@ -12,9 +12,9 @@ from infra import artifacts
 from infra.config import Config
 
 COMMANDS = [
-    "demo", "doctor", "cache build", "cache verify", "cache inspect", "train domain-adapter", "train motion-module",
-    "train motion-lora", "animate", "weights export", "weights import", "weights info", "benchmark", "up", "run",
-    "pocket build", "pocket clips",
+    "demo", "doctor", "cache build", "cache plan", "cache verify", "cache inspect", "train domain-adapter",
+    "train motion-module", "train motion-lora", "animate", "weights export", "weights import", "weights info",
+    "benchmark", "up", "run", "pocket build", "pocket clips",
 ]  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "prefect", "ray", "numpy", "pandas", "pyarrow", "great_expectations")
 
