@@ -85,7 +85,7 @@ def dtype_of(precision: Precision, device: str) -> torch.dtype:
 
 def batch_of(batch: int, size: int, device: str) -> int:
     """Frames at a time: as given, or for 0 as many as keep a GPU busy, or a CPU core within its cache."""
-    pixels = 16 * 512 * 512 if device.startswith("cuda") else 4 * 64 * 64
+    pixels = 16 * 512 * 512 if device.startswith("cuda") else 16 * 64 * 64
     return batch or max(1, pixels // (size * size))
 
 
@@ -117,6 +117,10 @@ class Encoder:
         """`batch` frames at a time; with `moments`, log-variances beside the means."""
         self._vae, self._batch, self._moments = vae, batch, moments
         self._device, self._dtype = vae.device, vae.dtype  # diffusers looks through all modules for each of them
+
+    def warm(self, size: int) -> None:
+        """Has the kernels for frames of this size chosen, by a black batch."""
+        self._encode(np.zeros((self._batch, size, size, 3), np.uint8)).cpu()
 
     def stream(self, clips: Iterable[tuple[Clip, UInt8]]) -> Iterator[tuple[Clip, Latents]]:
         """The latents of clips of frames (F, H, W, 3), all of one size, in their order.
@@ -154,7 +158,7 @@ class Encoder:
         if self._device.type == "cuda":
             pixels = pixels.pin_memory().to(self._device, non_blocking=True)
         with torch.inference_mode():  # permuted, the pixels are in channels-last order already
-            scaled = pixels.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
+            scaled = pixels.permute(0, 3, 1, 2).to(self._dtype).div_(127.5).sub_(1)
             posterior = self._vae.encode(scaled).latent_dist
             values = torch.cat([posterior.mean, posterior.logvar], dim=1) if self._moments else posterior.mean
             return values.half().contiguous()

@@ -185,13 +185,14 @@ def _overlapping(bits: str, shards: list[Path], by_prefix: dict[str, list[Path]]
 
 def to_do(config: CacheConfig, tasks: list[ShardTask], draft: Path, finished: Path | None) -> list[ShardTask]:
     """The shards that are neither in the draft nor in the finished cache, or hold a near-duplicate whose original is
-    gone or has changed."""
+    gone or has changed; the largest first, so that the workers end together."""
     there = {path.name: path for folder in (finished, draft) if folder for path in shard_paths(folder)}
     again = _doubtful(tasks, list(there.values())) if config.filters.near_duplicate_bits is not None else set()
     for path in again:
         if path.parent == draft:
             path.unlink()
-    return [task for task in tasks if there.get(task.path.name) in (None, *again)]
+    missing = [task for task in tasks if there.get(task.path.name) in (None, *again)]
+    return sorted(missing, key=lambda task: -len(task.videos))
 
 
 def _doubtful(tasks: list[ShardTask], shards: list[Path]) -> set[Path]:

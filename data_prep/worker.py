@@ -125,9 +125,10 @@ class ShardWorker:
     def __init__(self, settings: WorkerSettings) -> None:
         import torch
 
-        from infra.runtime import quiet_environment
+        from infra.runtime import keep_freed_memory, quiet_environment
 
         quiet_environment()
+        keep_freed_memory()
         torch.set_num_threads(settings.threads)
         self._settings = settings
         self._children: list[Child[VideoRequest, VideoAnswer]] = [
@@ -147,7 +148,9 @@ class ShardWorker:
     def _encoder(self) -> Encoder:
         config = self._settings.config
         batch = batch_of(config.encode_batch, config.size, self._settings.device)
-        return Encoder(self._vae, batch, config.posterior == "moments")
+        encoder = Encoder(self._vae, batch, config.posterior == "moments")
+        encoder.warm(config.size)
+        return encoder
 
     @cached_property
     def _captions(self) -> CaptionEncoder | None:
