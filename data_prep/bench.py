@@ -48,7 +48,7 @@ class Case:
 
 # On a CPU the large VAE takes its time: smaller frames say the same. Shards are small where clips are few, so that the
 # workers end together.
-ON_CPU = (Case("pocket", 128, 20, 240, 128, 16), Case("pocket", 64, 20, 960, 128, 64), Case("sd", 64, 16, 240, 128, 16))
+ON_CPU = (Case("pocket", 128, 20, 480, 128, 32), Case("pocket", 64, 20, 960, 128, 64), Case("sd", 64, 16, 240, 128, 16))
 ON_GPU = (Case("pocket", 256, 20, 960, 256, 64), Case("sd", 256, 20, 960, 256, 64))
 
 SCRIPT = '''
