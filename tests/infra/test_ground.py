@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,36 @@ def test_errors_survive_a_process_boundary():
         assert type(copy) is kind
         assert str(copy) == "found meaning next"
         assert copy.exit_code == error.exit_code
+
+
+ALLOCATE = """
+import resource
+import sys
+
+import numpy as np
+
+from infra.runtime import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(64 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+page_faults()
+print(page_faults())
+"""
+
+
+def test_freed_memory_is_kept():
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", ALLOCATE, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("as it comes") > 1000
+    assert faults("keep") < 100
