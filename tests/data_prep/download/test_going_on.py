@@ -139,7 +139,7 @@ def test_a_killed_process_is_continued_by_the_next(web: Web, how: signal.Signals
                 time.sleep(0.02)
             time.sleep(0.1)
             process.send_signal(how)
-            _, errors = process.communicate(timeout=5)
+            _, errors = process.communicate(timeout=30)  # half of what it would wait for the server
         finally:
             process.kill()
     assert process.returncode == -how, errors.decode()
