@@ -119,10 +119,13 @@ def test_two_processes_do_not_write_one_part(web: Web):
     assert web.fetch(honest(web.video)) is None
 
 
+# A shell gives what it starts in the background no SIGINT, and its children inherit that.
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from data_prep.download import DownloadConfig, Wanted, download
+signal.signal(signal.SIGINT, signal.default_int_handler)
 download([Wanted(sys.argv[1], Path(sys.argv[2]))], DownloadConfig(allow_private=True, read_seconds=60))
 """
 
@@ -139,7 +142,7 @@ def test_a_killed_process_is_continued_by_the_next(web: Web, how: signal.Signals
                 time.sleep(0.02)
             time.sleep(0.1)
             process.send_signal(how)
-            _, errors = process.communicate(timeout=30)  # half of what it would wait for the server
+            _, errors = process.communicate(timeout=5)
         finally:
             process.kill()
     assert process.returncode == -how, errors.decode()
