@@ -1,204 +1,256 @@
-"""The animator: any mix of base model, motion module, MotionLoRAs and domain adapter, from a prompt to frames.
+"""The animator: any mix of base model, motion module, MotionLoRAs, domain adapter and ControlNets, to frames.
 
-F frames, N pictures, H W pixels, h w latents. All weights are folded into one UNet when the animator is made, so that
-what a call returns depends on its own config only: same seed, same frames, whatever ran before.
+F frames, N pictures, H W pixels, h w latents. What a call returns depends on the models in use and its own config only:
+same seed, same frames, whatever ran before.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from components.base_model import BaseModel, fingerprint_of, load_base
-from components.domain_adapter import apply_domain_adapter
-from components.formats import weight_file
-from components.motion_lora import apply_motion_lora
-from components.motion_module import insert, load_motion_module
-from components.noise import inference_scheduler
+from components.animation import AnimationConfig, AnimationModels, inputs_of
+from components.base_model import load_base
+from components.control import control_pictures, load_controlnet
+from components.domain_adapter import load_domain_adapter
+from components.lora_stack import LoraStack, check_fits
+from components.motion_files import load_motion_module
+from components.motion_lora import load_motion_lora
+from components.motion_module import insert
+from components.noise import BetaSchedule, inference_scheduler
 from components.quiet import quiet
-from infra import artifacts
-from infra.artifacts import Artifact, Input
-from infra.config import Config
+from infra.artifacts import Input
 from infra.errors import UserError
 from infra.logs import get_logger, progress
 from infra.runtime import pick_device
-from infra.video import write_gif, write_mp4
 
 if TYPE_CHECKING:
-    from diffusers import AnimateDiffPipeline, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, UNetMotionModel
 
 UInt8 = NDArray[np.uint8]
-KIND = "animation"
 PICTURES_AT_ONCE = 16
-SMALL_PIXELS = 128  # below this a gif is enlarged, or nobody sees it
+PIXELS_DECODED_AT_ONCE = 16 * 256 * 256  # the VAE's last layers hold some 2 GiB for these
 log = get_logger("components")
 
 
-class WeightedFile(Config):
-    """Weights and how strongly they count."""
-
-    path: Path
-    """A weight file, or the folder of its artifact."""
-    scale: float = 1.0
-    """Factor on the effect: 0 is off, 1 is as trained."""
-
-
-class AnimationConfig(Config):
-    """One animation."""
-
-    prompt: str
-    """What to show."""
-    negative_prompt: str = ""
-    """What to steer away from."""
-    seed: int = 0
-    """Seed of the starting noise; the same on every device."""
-    frames: int = Field(16, ge=1)
-    """Frames to make, at most the motion module's positions."""
-    fps: int = Field(8, ge=1)
-    """Playback speed, frames per second."""
-    height: int | None = None
-    """Pixels; none is the base model's own size."""
-    width: int | None = None
-    """Pixels; none is the base model's own size."""
-    steps: int = Field(25, ge=1)
-    """Denoising steps (DDIM)."""
-    guidance_scale: float = 7.5
-    """Classifier-free guidance; 1 is off."""
-
-
-class AnimationModels(Config):
-    """The weights an animation is made with."""
-
-    base: BaseModel
-    """Base or personalised model."""
-    motion_module: Path | None = None
-    """Motion module; none runs the image model on each frame with its own noise."""
-    motion_loras: tuple[WeightedFile, ...] = ()
-    """MotionLoRAs; their effects add up."""
-    domain_adapter: WeightedFile | None = None
-    """Domain adapter at scale alpha (paper eq. 4)."""
-
-
 class Animator:
-    """Loads the models once and animates any number of prompts."""
+    """Loads the models once and animates any number of prompts, and any number of combinations on one base model.
 
-    def __init__(self, models: AnimationModels, device: str = "auto") -> None:
-        """Raises UserError where a file is missing, of another kind, or does not fit the others."""
-        if models.motion_loras and models.motion_module is None:
-            raise UserError(
-                "A MotionLoRA was given without a motion module.",
-                "It changes the motion module's weights and does nothing alone.",
-                "Add --motion-module.",
-            )
+    A base pipeline that is passed in is used and given back by `close` (or the end of a `with` block) as it was.
+    """
+
+    def __init__(
+        self, models: AnimationModels, device: str = "auto", base: StableDiffusionPipeline | None = None
+    ) -> None:
+        """`base` is `models.base` already loaded, to spare loading it again.
+
+        Raises:
+            UserError: a file is missing, of another kind, or does not fit the others.
+        """
+        _check_combination(models)
         self.models = models
-        self.inputs = inputs_of(models)
         self._device = pick_device(device)
-        self._images: StableDiffusionPipeline = load_base(models.base)
-        if models.domain_adapter is not None:
-            apply_domain_adapter(self._images.unet, models.domain_adapter.path, models.domain_adapter.scale)
-        self._video: AnimateDiffPipeline | None = None
-        self._positions: int | None = None
-        if models.motion_module is not None:
-            self._add_motion(models.motion_module)
-        schedule = self._images.scheduler.config.get("beta_schedule", "scaled_linear")
-        self._images.scheduler = inference_scheduler(schedule if schedule == "linear" else "scaled_linear")
-        self._images.to(self._device)
+        given = load_base(models.base) if base is None else base
+        self._given_back_to = given.unet.device
+        self._base = given.to(self._device)
+        self._beta_schedule: BetaSchedule = (
+            "linear" if given.scheduler.config.get("beta_schedule") == "linear" else "scaled_linear"
+        )
+        self._image_loras = LoraStack(given.unet)
+        self._video: UNetMotionModel | None = None
+        self._video_loras: LoraStack | None = None
+        self._notes: dict[str, str] = {}
+        self._controlnets: list[Any] = []
+        self.inputs: Mapping[str, Input] = {}
+        self.use(models)
 
-    def _add_motion(self, path: Path) -> None:
-        from diffusers import AnimateDiffPipeline
+    def use(self, models: AnimationModels) -> None:
+        """Changes to another combination on the same base model, loading only what is new.
 
-        adapter, notes = load_motion_module(path)
-        base = self._images
-        group_norm: Any = notes.get("group_norm", "per_frame")
-        unet = insert(base.unet, adapter, group_norm)
-        for lora in self.models.motion_loras:
-            apply_motion_lora(unet, lora.path, lora.scale, notes)
-        schedule: Any = notes.get("beta_schedule", "linear")
-        with quiet():
-            video = AnimateDiffPipeline(
-                vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=unet,
-                motion_adapter=adapter, scheduler=inference_scheduler(schedule),
-            )  # fmt: skip
-        video.unet.eval().requires_grad_(False)
-        video.set_progress_bar_config(disable=True)
-        self._video = video.to(self._device)
-        self._positions = int(adapter.config.motion_max_seq_length)
+        Raises:
+            UserError: see the constructor; the combination in use stays.
+        """
+        assert models.base == self.models.base, "another base model needs another animator"
+        _check_combination(models)
+        inputs = inputs_of(models)
+        adapter = None if models.domain_adapter is None else load_domain_adapter(models.domain_adapter.path)
+        if adapter is not None:
+            check_fits(adapter, self._base.unet)
+        video, stack, notes = self._video, self._video_loras, self._notes
+        if inputs.get("motion_module") != self.inputs.get("motion_module"):
+            video, stack, notes = self._with_motion(models)
+        loras = [(load_motion_lora(lora.path, notes), lora.scale) for lora in models.motion_loras]
+        for lora, _ in loras:
+            check_fits(lora, video)  # type: ignore[arg-type]
+        controlnets = [load_controlnet(net.path, self._base.unet).to(self._device) for net in models.controlnets]
+
+        for each in (self._image_loras, self._video_loras, stack):
+            if each is not None:
+                each.clear()
+        for each in (self._image_loras, stack):
+            if each is not None and adapter is not None and models.domain_adapter is not None:
+                each.add("domain-adapter", adapter, models.domain_adapter.scale)
+        for index, (lora, scale) in enumerate(loras):
+            assert stack is not None
+            stack.add(f"motion-lora-{index}", lora, scale)
+        self._video, self._video_loras, self._notes, self._controlnets = video, stack, notes, controlnets
+        self.models, self.inputs = models, inputs
+
+    def _with_motion(self, models: AnimationModels) -> tuple[UNetMotionModel | None, LoraStack | None, dict[str, str]]:
+        if models.motion_module is None:
+            return None, None, {}
+        adapter, notes = load_motion_module(models.motion_module)
+        group_norms: Any = notes["group_norm"], notes["image_group_norm"]
+        with self._image_loras.without():
+            video = insert(self._base.unet, adapter, *group_norms)
+        video = video.eval().requires_grad_(False).to(self._device)
+        return video, LoraStack(video), notes
+
+    def close(self) -> None:
+        """Gives the base model back: its own weights, on the device they were on."""
+        self._image_loras.clear()
+        self._base.to(self._given_back_to)
+        self._video = self._video_loras = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def frames(self, config: AnimationConfig) -> UInt8:
         """The animation, uint8 (F, H, W, 3); without a motion module, F pictures with noise of their own.
 
         Raises:
-            UserError: more frames than the motion module has positions, or a size the model cannot make.
+            UserError: more frames than the motion module has positions, a size the model cannot make, or control videos
+                that are not one for each ControlNet.
         """
         height, width = self._size(config)
         self._warn_if_cut(config.prompt)
+        if len(config.control_videos) != len(self._controlnets):
+            raise UserError(
+                f"There are {len(self._controlnets)} ControlNets and {len(config.control_videos)} control videos.",
+                "Each ControlNet follows one video.",
+                "Give --controlnet and --control-video equally often.",
+            )
         if self._video is None:
             return self.images(config, config.frames)
-        if self._positions is not None and config.frames > self._positions:
+        positions = self._video.config.motion_max_seq_length
+        if config.frames > positions:
             raise UserError(
-                f"{config.frames} frames were asked for and the motion module has {self._positions} positions.",
+                f"{config.frames} frames were asked for and the motion module has {positions} positions.",
                 "It has never seen a longer window and cannot tell later frames apart.",
-                f"Ask for at most {self._positions} frames.",
+                f"Ask for at most {positions} frames.",
             )
-        shape = (1, 4, config.frames, height, width)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
+        generator = torch.Generator().manual_seed(config.seed)
+        noise = torch.randn((1, 4, config.frames, height, width), generator=generator)
+        pipeline, extra = self._video_pipeline(config)
         with progress(config.steps, "animating", "step") as bar:
-            result = self._call(self._video, config, noise, bar.update, num_frames=config.frames)
-        return _to_uint8(np.asarray(result)[0])
+            latents = self._call(
+                pipeline, config, noise, bar.update, generator=generator, num_frames=config.frames, **extra
+            )
+        return self._decode(latents[0].transpose(0, 1))
 
     def images(self, config: AnimationConfig, count: int) -> UInt8:
         """`count` pictures of the prompt by the image model alone, uint8 (N, H, W, 3); picture i is a function of
         (seed, i), whatever the count."""
         height, width = self._size(config)
-        noises = [
-            torch.randn((4, height, width), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + i))
-            for i in range(count)
-        ]
+        pipeline = self._image_pipeline(config)
+        generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(count)]
+        noises = [torch.randn((4, height, width), generator=generator) for generator in generators]
         pictures = []
-        groups = [torch.stack(noises[i : i + PICTURES_AT_ONCE]) for i in range(0, count, PICTURES_AT_ONCE)]
-        with progress(config.steps * len(groups), "drawing", "step") as bar:
-            for noise in groups:
-                result = self._call(self._images, config, noise, bar.update, num_images_per_prompt=len(noise))
-                pictures.append(_to_uint8(np.asarray(result)))
+        starts = range(0, count, PICTURES_AT_ONCE)
+        with progress(config.steps * len(starts), "drawing", "step") as bar:
+            for start in starts:
+                noise = torch.stack(noises[start : start + PICTURES_AT_ONCE])
+                own = generators[start : start + PICTURES_AT_ONCE]
+                latents = self._call(
+                    pipeline, config, noise, bar.update, generator=own, num_images_per_prompt=len(noise)
+                )
+                pictures.append(self._decode(latents))
         return np.concatenate(pictures)
+
+    def _image_pipeline(self, config: AnimationConfig) -> Any:
+        """A pipeline of its own for every call: a sampler keeps state, and the base's is not ours to change."""
+        from diffusers import StableDiffusionPipeline
+
+        with quiet():
+            return StableDiffusionPipeline(
+                vae=self._base.vae, text_encoder=self._base.text_encoder, tokenizer=self._base.tokenizer,
+                unet=self._base.unet, scheduler=inference_scheduler(self._beta_schedule, config.scheduler),
+                safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            )  # fmt: skip
+
+    def _video_pipeline(self, config: AnimationConfig) -> tuple[Any, dict[str, Any]]:
+        """The pipeline, and what its call takes beside the usual."""
+        from diffusers import AnimateDiffControlNetPipeline, AnimateDiffPipeline
+
+        noted: Any = self._notes["beta_schedule"]
+        parts = {
+            "vae": self._base.vae, "text_encoder": self._base.text_encoder, "tokenizer": self._base.tokenizer,
+            "unet": self._video, "motion_adapter": None,
+            "scheduler": inference_scheduler(config.beta_schedule or noted, config.scheduler),
+        }  # fmt: skip
+        with quiet():
+            if not self._controlnets:
+                return AnimateDiffPipeline(**parts), {}
+            pictures = [control_pictures(video, config.frames) for video in config.control_videos]
+            scales = [net.scale for net in self.models.controlnets]
+            given = {"conditioning_frames": pictures, "controlnet_conditioning_scale": scales}
+            return AnimateDiffControlNetPipeline(**parts, controlnet=self._controlnets), given
 
     def _call(
         self, pipeline: Any, config: AnimationConfig, noise: Tensor, advance: Callable[[], object], **extra: Any
-    ) -> Any:
-        """Float frames 0..1 as the pipeline gives them. The schedulers' sigma is 1, so noise goes in as it is."""
+    ) -> Tensor:
+        """Latents of the result. The pipeline scales the noise to what its sampler starts from."""
 
         def on_step_end(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
             advance()
             return values
 
         factor = pipeline.vae_scale_factor
+        pipeline.set_progress_bar_config(disable=True)
         with quiet():
-            return pipeline(
-                prompt=config.prompt,
-                negative_prompt=config.negative_prompt,
-                height=noise.shape[-2] * factor,
-                width=noise.shape[-1] * factor,
-                num_inference_steps=config.steps,
-                guidance_scale=config.guidance_scale,
-                latents=noise.to(self._device),
-                output_type="np",
-                return_dict=False,
-                callback_on_step_end=on_step_end,
-                **extra,
-            )[0]
+            return torch.as_tensor(
+                pipeline(
+                    prompt=config.prompt,
+                    negative_prompt=config.negative_prompt,
+                    height=noise.shape[-2] * factor,
+                    width=noise.shape[-1] * factor,
+                    num_inference_steps=config.steps,
+                    guidance_scale=config.guidance_scale,
+                    latents=noise.to(self._device),
+                    output_type="latent",
+                    return_dict=False,
+                    callback_on_step_end=on_step_end,
+                    **extra,
+                )[0]
+            )
+
+    @torch.no_grad()
+    def _decode(self, latents_NChw: Tensor) -> UInt8:
+        """uint8 (N, H, W, 3), so many at once as fit `PIXELS_DECODED_AT_ONCE`."""
+        vae = self._base.vae
+        pixels = latents_NChw[0, 0].numel() * self._base.vae_scale_factor**2
+        done = []
+        for part in torch.split(latents_NChw, max(1, PIXELS_DECODED_AT_ONCE // pixels)):
+            pictures = vae.decode(part / vae.config.scaling_factor, return_dict=False)[0]
+            scaled = (pictures.float() / 2 + 0.5).clamp(0, 1) * 255
+            done.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(done)
 
     def _size(self, config: AnimationConfig) -> tuple[int, int]:
         """Height and width in latents."""
-        factor = self._images.vae_scale_factor
-        own = int(self._images.unet.config.sample_size) * factor
+        factor = self._base.vae_scale_factor
+        own = int(self._base.unet.config.sample_size) * factor
         height, width = config.height or own, config.width or own
         if height % 8 or width % 8 or min(height, width) < 8 * factor:
             raise UserError(
@@ -209,84 +261,22 @@ class Animator:
         return height // factor, width // factor
 
     def _warn_if_cut(self, prompt: str) -> None:
-        tokenizer = self._images.tokenizer
+        tokenizer = self._base.tokenizer
         with quiet():
-            length = len(tokenizer(prompt)["input_ids"])
+            length = len(tokenizer(self._base.maybe_convert_prompt(prompt, tokenizer))["input_ids"])
         if length > tokenizer.model_max_length:
             log.warning("The prompt has %d tokens and the model reads %d.", length, tokenizer.model_max_length)
 
 
-def _to_uint8(frames: NDArray[np.floating[Any]]) -> UInt8:
-    return np.asarray(np.round(np.clip(frames, 0, 1) * 255), dtype=np.uint8)
-
-
-class _Identity(Config):
-    """What makes an animation what it is, beside the bytes of the weights."""
-
-    animation: AnimationConfig
-    motion_lora_scales: tuple[float, ...]
-    domain_adapter_scale: float | None
-
-
-def inputs_of(models: AnimationModels) -> dict[str, Input]:
-    """Fingerprints of all weights, base model first.
-
-    Raises:
-        UserError: a file is not there.
+def _check_combination(models: AnimationModels) -> None:
     """
-    inputs = {"base": fingerprint_of(models.base)}
-    if models.motion_module is not None:
-        inputs["motion_module"] = _weights_input(models.motion_module, "motion-module")
-    for index, lora in enumerate(models.motion_loras):
-        inputs[f"motion_lora_{index}"] = _weights_input(lora.path, "motion-lora")
-    if models.domain_adapter is not None:
-        inputs["domain_adapter"] = _weights_input(models.domain_adapter.path, "domain-adapter")
-    return inputs
-
-
-def _weights_input(path: Path, kind: str) -> Input:
-    if not path.exists():
-        raise UserError(f"{path} does not exist.", f"It was given as {kind.replace('-', ' ')}.", "Check the path.")
-    if (path / artifacts.RECORD).is_file():
-        return artifacts.load(path, kind).as_input()
-    return artifacts.outside(weight_file(path), kind)
-
-
-def animate(
-    config: AnimationConfig,
-    models: AnimationModels,
-    out: Path,
-    device: str = "auto",
-    animator: Animator | None = None,
-) -> Artifact:
-    """Makes one `animation` artifact: mp4, gif, and animation.json with the prompt, seed, models, scales and hashes.
-
-    `animator` is one already made from `models`, to spare loading them again.
-
     Raises:
-        UserError: see `Animator`.
+        UserError: weights that do nothing without a motion module were given without one.
     """
-    assert animator is None or animator.models == models, "the animator was made from other models"
-    adapter = models.domain_adapter
-    identity = _Identity(
-        animation=config,
-        motion_lora_scales=tuple(lora.scale for lora in models.motion_loras),
-        domain_adapter_scale=None if adapter is None else adapter.scale,
-    )
-    inputs = inputs_of(models) if animator is None else animator.inputs
-    if done := artifacts.find(out, KIND, identity, inputs):
-        return done
-    frames = (animator or Animator(models, device)).frames(config)
-    with artifacts.draft(out, KIND, identity, inputs) as draft:
-        write_mp4(draft.folder / "animation.mp4", frames, config.fps, crf=12)
-        scale = 4 if min(frames.shape[1:3]) < SMALL_PIXELS else 1
-        write_gif(draft.folder / "animation.gif", frames, config.fps, scale)
-        hashes = {name: {"kind": given.kind, "sha256": given.fingerprint} for name, given in inputs.items()}
-        row = {**config.model_dump(mode="json"), "models": models.model_dump(mode="json"), "hashes": hashes}
-        row |= {"height": int(frames.shape[1]), "width": int(frames.shape[2])}
-        artifacts.write_json(draft.folder / "animation.json", row)
-        draft.counts["frames"] = len(frames)
-        change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean() if len(frames) > 1 else 0.0
-        draft.metrics["change_per_frame"] = round(float(change), 4)
-        assert math.isfinite(draft.metrics["change_per_frame"])
-    return artifacts.load(out, KIND)
+    for given, what in ((models.motion_loras, "A MotionLoRA"), (models.controlnets, "A ControlNet")):
+        if given and models.motion_module is None:
+            raise UserError(
+                f"{what} was given without a motion module.",
+                "It works on the video model, and does nothing alone.",
+                "Add --motion-module.",
+            )

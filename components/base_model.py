@@ -14,11 +14,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from components.base_files import check_folder, check_single_file
+from components.embeddings import add_embedding
 from components.hub import WHAT_IS_A_BASE, first_line, from_hub
 from components.hub import resolve as resolve
 from components.kohya import fold_lora
 from components.quiet import quiet
-from components.weight_files import KINDS, Header, read_header
+from components.weight_files import Header, read_header
+from components.weight_kinds import KINDS, MEANINGS, OPTIONS
 from infra import artifacts
 from infra.config import Config
 from infra.errors import UserError
@@ -40,6 +43,15 @@ class LoraFile(Config):
     """Factor on the LoRA's effect; 0 is off, 1 is as trained."""
 
 
+class EmbeddingFile(Config):
+    """A textual-inversion embedding: a word for prompts."""
+
+    path: Path
+    """A .safetensors or .pt file of A1111's or diffusers' form."""
+    token: str | None = None
+    """The word that stands for it; none is the file's name."""
+
+
 class BaseModel(Config):
     """A base or personalised text-to-image model."""
 
@@ -49,6 +61,8 @@ class BaseModel(Config):
     """A diffusers folder that gives a single file its configs and tokenizer; none means SD 1.5's."""
     loras: tuple[LoraFile, ...] = ()
     """LoRAs added on top, in this order."""
+    embeddings: tuple[EmbeddingFile, ...] = ()
+    """Textual-inversion embeddings that prompts may name."""
 
 
 def load_base(model: BaseModel, device: str | torch.device = "cpu") -> StableDiffusionPipeline:
@@ -60,9 +74,10 @@ def load_base(model: BaseModel, device: str | torch.device = "cpu") -> StableDif
     """
     path = resolve(model.path)
     pipeline = _from_folder(path) if path.is_dir() else _from_file(path, model.reference)
-    _check_is_sd1(pipeline, path)
     for lora in model.loras:
         fold_lora(pipeline.unet, pipeline.text_encoder, lora.path, lora.scale)
+    for embedding in model.embeddings:
+        add_embedding(pipeline, embedding.path, embedding.token)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
@@ -70,7 +85,7 @@ def load_base(model: BaseModel, device: str | torch.device = "cpu") -> StableDif
 
 
 def fingerprint_of(model: BaseModel) -> artifacts.Input:
-    """The base model as an artifact's input: SHA256 over the bytes of its files and the LoRAs' scales."""
+    """The base model as an artifact's input: SHA256 over the bytes of its files, the LoRAs' scales and the words."""
     path = resolve(model.path)
     parts: list[Any] = [sha256_path(path)]
     if path.is_file():
@@ -78,6 +93,9 @@ def fingerprint_of(model: BaseModel) -> artifacts.Input:
     for lora in model.loras:
         read_header(lora.path)
         parts.append([sha256_path(lora.path), lora.scale])
+    for embedding in model.embeddings:
+        read_header(embedding.path)
+        parts.append([sha256_path(embedding.path), embedding.token or embedding.path.stem])
     return artifacts.Input("base-model", path.resolve().name, parts[0] if len(parts) == 1 else sha256_json(parts))
 
 
@@ -111,6 +129,8 @@ def _from_folder(folder: Path) -> StableDiffusionPipeline:
     made_for = described.get("_class_name", "nothing")
     if made_for not in {"StableDiffusionPipeline", "AnimateDiffPipeline"}:
         raise UserError(f"{folder} is a model for {made_for}.", WHAT_IS_A_BASE, "Pass a Stable Diffusion 1.x model.")
+    _check_is_sd1(folder)
+    check_folder(folder)
     names = [file.name for file in (folder / "unet").glob("*.safetensors")]
     variant = "fp16" if names and all(".fp16" in name for name in names) else None
     try:
@@ -137,16 +157,11 @@ def _what_else(folder: Path) -> str:
 def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
-    if path.suffix in {".ckpt", ".pt", ".pth", ".bin"}:
-        raise UserError(
-            f"{path} is a {path.suffix} file.",
-            "Such files are Python pickles, which can run code when they are opened; they are refused.",
-            "Download the .safetensors version of the model, or convert it where you trust it.",
-        )
     header = read_header(path)
     if header.kind != "checkpoint":
         raise _not_a_checkpoint(header)
     folder = _reference_folder(reference)
+    check_single_file(header, folder)
     try:
         with quiet():
             return StableDiffusionPipeline.from_single_file(
@@ -162,14 +177,10 @@ def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
 
 
 def _not_a_checkpoint(header: Header) -> UserError:
-    advice = {
-        "kohya-lora": "Pass it as a LoRA of a base model (loras), not as the base model.",
-        "motion-module": "Pass it as --motion-module, and a base model as --base.",
-        "motion-lora": "Pass it as --motion-lora, and a base model as --base.",
-        "domain-adapter": "Pass it as --domain-adapter, and a base model as --base.",
-    }
     return UserError(
-        f"{header.path} is {KINDS[header.kind]}.", WHAT_IS_A_BASE, advice.get(header.kind, "Pass an SD 1.x model.")
+        f"{header.path} is {KINDS[header.kind]}.",
+        MEANINGS.get(header.kind) or WHAT_IS_A_BASE,
+        OPTIONS.get(header.kind, "Pass a text-to-image model of Stable Diffusion 1.x as the base model."),
     )
 
 
@@ -186,15 +197,37 @@ def _reference_folder(reference: Path | None) -> Path:
     return reference
 
 
-def _check_is_sd1(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    channels, predicts = pipeline.unet.config.in_channels, pipeline.scheduler.config.get("prediction_type", "epsilon")
+def _check_is_sd1(folder: Path) -> None:
+    """By the configs of a diffusers folder, before its weights are read.
+
+    Raises:
+        UserError: an inpainting or image-conditioned model, Stable Diffusion 2, or one that predicts velocity.
+    """
+    unet, scheduler = (_config(folder / part) for part in ("unet/config.json", "scheduler/scheduler_config.json"))
+    channels, text_width = unet.get("in_channels", 4), unet.get("cross_attention_dim", 768)
+    predicts = scheduler.get("prediction_type", "epsilon")
     if channels != 4:
         raise UserError(
-            f"{path} has a UNet with {channels} input channels.",
-            "That is an inpainting or image-conditioned model.",
-            "Pass a plain text-to-image model.",
+            f"{folder} has a UNet with {channels} input channels.",
+            "That is an inpainting or image-conditioned model; " + MEANINGS["inpainting-checkpoint"],
+            "Pass the plain text-to-image model that it was made from.",
+        )
+    if text_width == 1024:
+        raise UserError(
+            f"{folder} is {KINDS['sd2-checkpoint']} (text of width 1024"
+            + (f", predicts {predicts})." if predicts != "epsilon" else ")."),
+            MEANINGS["sd2-checkpoint"],
+            "Pass Stable Diffusion 1.5, or a model fine-tuned from it.",
         )
     if predicts != "epsilon":
         raise UserError(
-            f"{path} predicts {predicts}.", "Motion modules are trained on models that predict noise.", "Pass SD 1.x."
+            f"{folder} predicts {predicts}.", "Motion modules are trained on models that predict noise.", "Pass SD 1.x."
         )
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """Of a part; empty where there is none, which the loader then says."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

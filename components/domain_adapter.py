@@ -24,10 +24,3 @@ def add_domain_adapter(unet: nn.Module, rank: int, seed: int) -> dict[str, nn.Pa
 def load_domain_adapter(path: Path) -> lora.LoraWeights:
     """From a domain-adapter artifact's folder or a file; raises UserError for a MotionLoRA and for any other kind."""
     return lora.load(path / WEIGHTS if path.is_dir() else path, KIND)
-
-
-def apply_domain_adapter(unet: nn.Module, path: Path, alpha: float = 1.0) -> lora.LoraWeights:
-    """Adds the adapter, scaled by alpha, to the weights of a `UNet2DConditionModel` or `UNetMotionModel`."""
-    weights = load_domain_adapter(path)
-    lora.merge(unet, weights, alpha, path)
-    return weights

@@ -1,13 +1,6 @@
-"""Names of tensors: the original AnimateDiff format (official code, ComfyUI, A1111) and diffusers', both ways.
+"""Weight files between the original AnimateDiff format and diffusers', fresh ones, and what a file is.
 
-| | original | diffusers |
-|---|---|---|
-| motion module | `motion_modules.j.temporal_transformer.` | `motion_modules.j.` |
-| | `attention_blocks.{0,1}.to_q` | `attn{1,2}.to_q` |
-| | `norms.{0,1}`, `ff_norm` | `norm1`, `norm2`, `norm3` |
-| | `attention_blocks.{0,1}.pos_encoder.pe` | one `pos_embed.pe` a block |
-| MotionLoRA | `attention_blocks.0.processor.to_out_lora.down.weight` | `unet.….attn1.to_out.0.lora_A.weight` |
-| domain adapter | `attn1.processor.to_out_lora.up.weight` | `unet.….attn1.to_out.0.lora_B.weight` |
+Conversions rename tensors and keep their dtype and bytes; every file that is written is read whole first.
 """
 
 from __future__ import annotations
@@ -15,141 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from components.weight_files import KINDS, METADATA_PREFIX, notes_of, read_header, read_weights, write_weights
+from components import lora, motion_files
+from components.motion_module import MotionModuleConfig, fresh_motion_adapter
+from components.names import DIFFUSERS_PE, is_original, lora_to_original, motion_from_original
+from components.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape, guess_preset
+from components.weight_files import HASH, read_header, sha256_of_tensors, write_weights
+from components.weight_kinds import KINDS, OURS
+from components.weight_notes import metadata_for
 from infra.errors import UserError
 from infra.hashing import sha256_file
 
-if TYPE_CHECKING:
-    from diffusers import MotionAdapter
-
-PE = ".pos_encoder.pe"
-DIFFUSERS_PE = ".pos_embed.pe"
-
-
-def motion_name_to_original(name: str) -> str:
-    """A motion module's tensor name in the original format; not for `pos_embed.pe`, which becomes two."""
-    name = re.sub(r"(motion_modules\.\d+)\.", r"\1.temporal_transformer.", name, count=1)
-    name = re.sub(r"\.attn([12])\.", lambda match: f".attention_blocks.{int(match[1]) - 1}.", name)
-    name = name.replace(".norm3.", ".ff_norm.")
-    return re.sub(r"(transformer_blocks\.\d+)\.norm([12])\.", lambda m: f"{m[1]}.norms.{int(m[2]) - 1}.", name)
-
-
-def motion_name_from_original(name: str) -> str:
-    """The inverse of `motion_name_to_original`."""
-    name = name.replace(".temporal_transformer.", ".", 1)
-    name = re.sub(r"\.attention_blocks\.([01])\.", lambda match: f".attn{int(match[1]) + 1}.", name)
-    name = name.replace(".ff_norm.", ".norm3.")
-    return re.sub(r"\.norms\.([01])\.", lambda match: f".norm{int(match[1]) + 1}.", name)
-
-
-def motion_to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A motion module in the original format; both attention blocks carry positions, by which readers tell versions."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.endswith(DIFFUSERS_PE):
-            for attention in ("attn1", "attn2"):
-                out[motion_name_to_original(name.replace(DIFFUSERS_PE, f".{attention}{PE}"))] = tensor
-        else:
-            out[motion_name_to_original(name)] = tensor
-    return out
-
-
-def motion_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A motion module in diffusers' names. Tensors outside motion modules and a `module.` prefix are dropped."""
-    out: dict[str, Tensor] = {}
-    for full in state:
-        name = full.removeprefix("module.")
-        if "motion_modules." not in name:
-            continue
-        renamed = motion_name_from_original(name)
-        if renamed.endswith(PE):
-            renamed = re.sub(rf"\.attn[12]{re.escape(PE)}$", DIFFUSERS_PE, renamed)
-        out[renamed] = state[full]
-    return out
-
-
-def lora_to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A domain adapter or MotionLoRA in the original format."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        layer, side = re.fullmatch(r"unet\.(.*)\.lora_([AB])\.weight", name).groups()  # type: ignore[union-attr]
-        attention, projection = re.fullmatch(r"(.*\.attn[12])\.(to_q|to_k|to_v|to_out)(?:\.0)?", layer).groups()  # type: ignore[union-attr]
-        if "motion_modules." in attention:
-            attention = motion_name_to_original(attention + ".").removesuffix(".")
-        out[f"{attention}.processor.{projection}_lora.{'down' if side == 'A' else 'up'}.weight"] = tensor
-    return out
-
-
-def lora_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `lora_to_original`; a name that fits no rule is kept, for the caller to refuse."""
-    out: dict[str, Tensor] = {}
-    for full, tensor in state.items():
-        name = full.removeprefix("module.").removeprefix("unet.")
-        parts = re.fullmatch(r"(.*)\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight", name)
-        if parts is None:
-            out[full] = tensor
-            continue
-        layer, projection, side = parts.groups()
-        layer = motion_name_from_original(layer + ".").removesuffix(".")
-        projection = "to_out.0" if projection == "to_out" else projection
-        out[f"unet.{layer}.{projection}.lora_{'A' if side == 'down' else 'B'}.weight"] = tensor
-    return out
-
-
-def adapter_from_original(path: Path, max_frames: int | None = None) -> tuple[MotionAdapter, dict[str, str]]:
-    """A motion module and its notes from a file in the original format; its shape is read off its tensors.
-
-    Raises:
-        UserError: not a motion module, or tensors missing.
-    """
-    from components.motion_module import build_adapter
-
-    header, tensors = read_weights(path)
-    if header.kind != "motion-module":
-        raise UserError(
-            f"{path} is {KINDS[header.kind]}, not a motion module.", "", "Check the path given as motion module."
-        )
-    state = motion_from_original(tensors)
-    return build_adapter(settings_from(state, header.metadata), state, path, max_frames), notes_of(header)
-
-
-def settings_from(state: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The `MotionAdapter` settings of a motion module in diffusers' names.
-
-    Widths, layers, mid block and positions are in the tensors' shapes; heads and groups are not, so our exports carry
-    them as notes, and a file without them is taken for an official one (8 heads, 32 groups).
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    widths: list[int] = []
-    layers: list[int] = []
-    while (first := f"down_blocks.{len(widths)}.motion_modules.0.norm.weight") in shapes:
-        block = f"down_blocks.{len(widths)}.motion_modules."
-        layers.append(len({name.split(".")[3] for name in shapes if name.startswith(block)}))
-        widths.append(shapes[first][0])
-    heads = [int(each) for each in metadata.get(METADATA_PREFIX + "heads", "8").split(",")]
-    lengths = [shape[1] for name, shape in shapes.items() if name.endswith(DIFFUSERS_PE)]
-    return {
-        "block_out_channels": widths,
-        "motion_layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
-        "motion_num_attention_heads": heads[0] if len(set(heads)) == 1 else heads,
-        "motion_norm_num_groups": int(metadata.get(METADATA_PREFIX + "norm_groups", 32)),
-        "motion_max_seq_length": lengths[0] if lengths else 32,
-        "use_motion_mid_block": any(name.startswith("mid_block.") for name in shapes),
-    }
-
-
-def shape_notes(adapter: MotionAdapter) -> dict[str, object]:
-    """What `settings_from` cannot read off the tensors."""
-    heads = adapter.config.motion_num_attention_heads
-    return {
-        "heads": ",".join(str(each) for each in heads) if isinstance(heads, (tuple, list)) else heads,
-        "norm_groups": adapter.config.motion_norm_num_groups,
-        "max_frames": adapter.config.motion_max_seq_length,
-    }
+DType = Literal["fp32", "fp16", "bf16"]
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FILES = (motion_files.WEIGHTS, "domain_adapter.safetensors", "motion_lora.safetensors")
 
 
 def weight_file(path: Path) -> Path:
@@ -159,106 +35,212 @@ def weight_file(path: Path) -> Path:
         UserError: no weights there.
     """
     if path.is_dir():
-        names = ("diffusion_pytorch_model.safetensors", "domain_adapter.safetensors", "motion_lora.safetensors")
-        found = [path / name for name in names if (path / name).is_file()]
+        found = [path / name for name in FILES if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path} holds no weights of ours.", f"Looked for {', '.join(names)}.", "Check the path.")
+            raise UserError(f"{path} holds no weights of ours.", f"Looked for {', '.join(FILES)}.", "Check the path.")
         return found[0]
     return path
 
 
-def export_original(source: Path, target: Path) -> Path:
-    """Writes a motion module, domain adapter or MotionLoRA of ours in the original format, notes included.
+def export_original(source: Path, target: Path, dtype: DType | None = None) -> Path:
+    """Writes a motion module, domain adapter or MotionLoRA in the original format, notes included; `dtype` converts the
+    weights, none keeps the file's own.
 
     Raises:
-        UserError: nothing that has an original format.
+        UserError: nothing that has an original format, or weights that are not whole.
     """
-    if source.is_dir() and (source / "config.json").is_file():
-        from components.motion_module import load_motion_module
-
-        adapter, notes = load_motion_module(source)
-        write_weights(target, motion_to_original(adapter.state_dict()), {**notes, **shape_notes(adapter)})
+    file = weight_file(source)
+    kind = read_header(file).kind
+    if kind == motion_files.KIND:
+        given = motion_files.read_motion(source if source.is_dir() else file)
+        if given.notes["network"] == "temporal-convolution":
+            raise UserError(
+                f"{source} is a motion module of temporal convolutions, the paper's ablation.",
+                "The original format has no names for them, and no other program could run them.",
+                "Animate with the folder itself.",
+            )
+        state = _with_positions(given)
+        motion_files.write_motion_original(target, converted(state, dtype), given.notes | _shape_of(given))
         return target
-    header, state = read_weights(weight_file(source))
-    if header.kind in ("domain-adapter", "motion-lora") and all(".lora_" in name for name in state):
-        write_weights(target, lora_to_original(state), notes_of(header))
+    if kind in lora.LAYERS:
+        weights = lora.load(file, kind)
+        write_weights(
+            target,
+            converted(lora_to_original(weights.state), dtype),
+            metadata_for(weights.noted | {"stage": kind}, original=True),
+        )
         return target
     raise UserError(
-        f"{source} is {KINDS[header.kind]}" + (" in the original format already." if _is_original(state) else "."),
-        "Motion modules (as folders), domain adapters and MotionLoRAs in diffusers' format can be exported.",
+        f"{source} is {KINDS[kind]}.",
+        "Motion modules, domain adapters and MotionLoRAs can be exported to the original format.",
         "Name one of those.",
     )
 
 
-def import_original(source: Path, target: Path) -> Path:
+def import_original(
+    source: Path, target: Path, preset: PresetName | None = None, group_norm: GroupNormMode | None = None
+) -> Path:
     """Writes a file in the original format in diffusers': a motion module as a folder, a LoRA as a file.
 
+    `preset` and `group_norm` say of a motion module what its file leaves open.
+
     Raises:
-        UserError: not in the original format.
+        UserError: not in the original format, or not whole.
     """
-    header, state = read_weights(source)
-    if not _is_original(state):
+    header = read_header(source)
+    if header.kind not in OURS or not is_original(header.shapes):
         raise UserError(
             f"{source} is {KINDS[header.kind]}, and not in the original format.", "", "Name a file in that format."
         )
-    if header.kind == "motion-module":
-        from components.motion_module import save_motion_module
-
-        adapter, notes = adapter_from_original(source)
-        save_motion_module(target, adapter, {**notes, **shape_notes(adapter)})
+    if header.kind == motion_files.KIND:
+        given = motion_files.read_motion(source)
+        said: dict[str, str] = {}
+        if preset is not None:
+            said |= {"preset": preset, "image_group_norm": PRESETS[preset].image_group_norm}
+        if group_norm is not None:
+            said |= {"group_norm": group_norm}
+        notes = given.notes | _shape_of(given) | said
+        motion_files.write_motion_folder(target, motion_files.empty_adapter(given), _with_positions(given), notes)
     else:
-        write_weights(target, lora_from_original(state), {"stage": header.kind, **notes_of(header)})
+        weights = lora.load(source, header.kind)
+        write_weights(target, weights.state, metadata_for(weights.noted | {"stage": header.kind}, original=False))
     return target
 
 
-def _is_original(state: Mapping[str, object]) -> bool:
-    return any(".temporal_transformer." in name or ".processor.to_" in name for name in state)
+def export_fresh(
+    config: MotionModuleConfig, base: str, target: Path, seed: int = 0, dtype: DType | None = None
+) -> Path:
+    """Writes an untrained motion module in the original format; no base weights are needed.
 
-
-def describe(path: Path) -> dict[str, Any]:
-    """What a weight file is, from its header alone: for `animateflow weights info`.
-
-    Keys: path, kind, title, format (original, diffusers or other), preset, rank, tensors, parameters, dtypes,
-    metadata, sha256.
+    `base` is `sd15`, `sdxl`, or a diffusers folder, of which the UNet's config is read.
 
     Raises:
-        UserError: no readable weight file there.
+        UserError: no such base, or one that the preset is not for.
+    """
+    adapter = fresh_motion_adapter(config, base_shape(base), seed)
+    notes = motion_notes(config) | motion_files.shape_notes(adapter) | {"beta_schedule": "linear"}
+    motion_files.write_motion_original(target, converted(adapter.state_dict(), dtype), notes)
+    return target
+
+
+def base_shape(base: str) -> UNetShape:
+    """The UNet shape of `sd15`, `sdxl` or a diffusers folder.
+
+    Raises:
+        UserError: neither a name nor a folder with a UNet's config.
+    """
+    import json
+
+    if base in BASES:
+        return BASES[base]
+    file = Path(base) / "unet" / "config.json"
+    try:
+        return UNetShape.of(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{base} is no base model: {file} cannot be read.",
+            f"The motion module takes its widths from there. Known by name: {', '.join(BASES)}.",
+            "Pass one of these names, or a diffusers folder.",
+        ) from None
+
+
+def motion_notes(config: MotionModuleConfig) -> dict[str, object]:
+    """What a motion module's file says of its config."""
+    return {"preset": config.preset, "group_norm": config.group_norm, "image_group_norm": config.image_norm}
+
+
+def converted(state: Mapping[str, Tensor], dtype: DType | None) -> dict[str, Tensor]:
+    """The tensors as fp32, fp16 or bf16; none leaves them.
+
+    Raises:
+        UserError: a value does not fit into fp16.
+    """
+    if dtype is None:
+        return dict(state)
+    out = {name: tensor.to(TORCH_DTYPES[dtype]) for name, tensor in state.items()}
+    if lost := [name for name, tensor in out.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(f"{lost[0]} has values that {dtype} cannot hold.", "They would become infinite.", "Use bf16.")
+    return out
+
+
+def _with_positions(given: motion_files.MotionWeights) -> dict[str, Tensor]:
+    """The tensors, positions of the module's length made for a file that left them out."""
+    from diffusers import MotionAdapter
+
+    if any(name.endswith(DIFFUSERS_PE) for name in given.state):
+        return given.state
+    dtype = next(iter(given.state.values())).dtype
+    fresh = MotionAdapter.from_config(given.settings).state_dict()
+    return given.state | {name: pe.to(dtype) for name, pe in fresh.items() if name.endswith(DIFFUSERS_PE)}
+
+
+def _shape_of(given: motion_files.MotionWeights) -> dict[str, str]:
+    return {name: str(value) for name, value in motion_files.shape_notes(motion_files.empty_adapter(given)).items()}
+
+
+def describe(path: Path, hashes: bool = False) -> dict[str, Any]:
+    """What a weight file is, from its header alone: for `animateflow weights info`.
+
+    Keys: path, kind, title, format (original, diffusers or other), preset, group_norm, image_group_norm, rank, tensors,
+    parameters, dtypes, max_frames, hash_sha256 (of its tensors, as its maker noted it), metadata. With `hashes` the
+    file is read whole: sha256 (its first ten digits are the AutoV2 hash of UIs), and whether hash_sha256 is right.
+
+    Raises:
+        UserError: no readable weight file there; or its tensors are not those that their maker hashed.
     """
     file = weight_file(path)
     header = read_header(file)
-    original = _is_original(header.shapes)
-    ours = header.kind in ("motion-module", "domain-adapter", "motion-lora")
-    return {
+    ours = header.kind in OURS
+    notes = header.notes | (_motion_notes(header.shapes, header.notes) if header.kind == motion_files.KIND else {})
+    found: dict[str, Any] = {
         "path": str(file),
         "kind": header.kind,
         "title": KINDS[header.kind],
-        "format": ("original" if original else "diffusers") if ours else "other",
-        "preset": header.note("preset") or _guess_preset(header.kind, header.shapes),
+        "format": ("original" if is_original(header.shapes) else "diffusers") if ours else "other",
+        "preset": notes.get("preset"),
+        "group_norm": notes.get("group_norm"),
+        "image_group_norm": notes.get("image_group_norm"),
         "rank": _rank(header.shapes),
         "tensors": len(header.shapes),
         "parameters": header.parameters,
         "dtypes": sorted(set(header.dtypes.values())),
+        "max_frames": notes.get("max_frames"),
+        "hash_sha256": header.metadata.get(HASH),
         "metadata": dict(sorted(header.metadata.items())),
-        "sha256": sha256_file(file),
     }
+    if hashes:
+        found["sha256"] = sha256_file(file)
+        if found["hash_sha256"] is not None:
+            _check_hash(file, found["hash_sha256"])
+    return found
+
+
+def _check_hash(file: Path, noted: str) -> None:
+    actual = sha256_of_tensors(file)
+    if actual.removeprefix("0x") != noted.removeprefix("0x").lower():
+        raise UserError(
+            f"The tensors of {file} have the hash {actual[:18]}…, and its maker noted {noted[:18]}….",
+            "It was damaged or edited after it was written.",
+            "Download or copy it again.",
+        )
 
 
 def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    downs = (shape[0] for name, shape in shapes.items() if re.search(r"(lora_A|lora_down|_lora\.down)\.weight$", name))
+    downs = (shape[0] for name, shape in shapes.items() if re.search(r"(lora_A|lora_down|lora\.down)\.weight$", name))
     return next(downs, None)
 
 
-def _guess_preset(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """v1 and v3 differ in nothing but the number of positions, as every reader of these files has it."""
-    if kind != "motion-module":
-        return None
-    names = {motion_name_from_original(name.removeprefix("module.")): shape for name, shape in shapes.items()}
-    widths = [names.get(f"down_blocks.{i}.motion_modules.0.norm.weight", (0,))[0] for i in range(4)]
-    if widths == [320, 640, 1280, 0]:
-        return "sdxl-beta"
-    if widths != [320, 640, 1280, 1280]:
-        return None
-    if any(name.startswith("mid_block.") for name in names):
-        return "v2"
-    lengths = {shape[1] for name, shape in names.items() if name.endswith("pe")}
-    return "v1" if lengths == {24} else "v3"
+def _motion_notes(shapes: Mapping[str, tuple[int, ...]], notes: Mapping[str, str]) -> dict[str, str]:
+    """Preset, norms and window by the shapes where the file does not say."""
+    names = motion_from_original(shapes)
+    widths: list[int] = []
+    while shape := names.get(f"down_blocks.{len(widths)}.motion_modules.0.norm.weight"):
+        widths.append(shape[0])
+    lengths = {shape[1] for name, shape in names.items() if name.endswith(DIFFUSERS_PE) and len(shape) == 3}
+    positions = next(iter(lengths), None)
+    guess = guess_preset(tuple(widths), any(name.startswith("mid_block.") for name in names), positions)
+    preset = notes.get("preset", guess)
+    image = PRESETS[preset].image_group_norm if preset in PRESETS else "per_frame"
+    found = {"preset": preset, "group_norm": "per_frame (assumed: the official one)", "image_group_norm": image}
+    found |= {"max_frames": None if positions is None else str(positions), **notes}
+    return {name: value for name, value in found.items() if value is not None}

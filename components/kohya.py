@@ -16,9 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from components.weight_files import KINDS, read_weights
-from infra.errors import UserError
+from components.weight_files import check_floats, read_header, read_weights
+from components.weight_kinds import wrong_kind
+from infra.errors import UserError, listed
 
+KIND = "kohya-lora"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
 
@@ -33,16 +35,20 @@ def fold_lora(unet: nn.Module, text_encoder: nn.Module, path: Path, scale: float
     layers = _layers(unet, text_encoder)
     if absent := sorted(name for name in pairs if name not in layers):
         raise UserError(
-            f"Of the {len(pairs)} layers in {path}, {len(pairs) - len(absent)} exist in the base model; "
-            f"{', '.join(absent[:3])}{' …' if len(absent) > 3 else ''} do not.",
-            "It was made for another model (SDXL or SD 2, for instance).",
+            f"Of the {len(pairs)} layers in {path}, {len(pairs) - len(absent)} exist in the base model; these do not: "
+            f"{listed(absent)}.",
+            "It was made for another model.",
             "Pass a LoRA made for Stable Diffusion 1.x.",
         )
-    deltas = {name: _delta(*pair) for name, pair in pairs.items()}
-    if wrong := [name for name, delta in deltas.items() if delta.numel() != layers[name].numel()]:
-        sizes = f"{wrong[0]} is {tuple(deltas[wrong[0]].shape)} and the model's is {tuple(layers[wrong[0]].shape)}"
+    deltas = {name: _delta(path, name, *pair) for name, pair in pairs.items()}
+    wrong = [
+        f"{name} is {tuple(delta.shape)} and the model's is {tuple(layers[name].shape)}"
+        for name, delta in deltas.items()
+        if _sides(delta) != _sides(layers[name])
+    ]
+    if wrong:
         raise UserError(
-            f"{path} does not fit the base model: {sizes}.",
+            f"{path} does not fit the base model: {listed(wrong)}.",
             "It was trained on a model of other widths.",
             "Pass a LoRA made for this base model.",
         )
@@ -53,40 +59,50 @@ def fold_lora(unet: nn.Module, text_encoder: nn.Module, path: Path, scale: float
 
 def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     """Layer name to (down, up, alpha), float32; alpha is the rank where the file gives none."""
-    header, tensors = read_weights(path)
-    if header.kind != "kohya-lora":
-        hints = {
-            "lycoris": "LoHa and LoKr are not supported.",
-            "checkpoint": "It is a base model of its own.",
-        }
-        raise UserError(
-            f"{path} is {KINDS[header.kind]}, not a LoRA in kohya format.",
-            hints.get(header.kind, "Only LoRAs of Stable Diffusion 1.x image models can be added to a base model."),
-            "Pass a file whose tensors are named lora_unet_… and lora_te_….",
-        )
+    header = read_header(path)
+    if header.kind != KIND:
+        raise wrong_kind(path, header.kind, KIND)
+    check_floats(header, (name for name in header.shapes if not name.endswith(ALPHA)))
+    _, tensors = read_weights(path)
     parts = {name: re.fullmatch(r"(.+?)(\.lora_down\.weight|\.lora_up\.weight|\.alpha)", name) for name in tensors}
     layers = {match[1] for match in parts.values() if match}
     strange = [name for name, match in parts.items() if match is None]
     strange += [layer + end for layer in layers for end in (DOWN, UP) if layer + end not in tensors]
     if strange:
         raise UserError(
-            f"{path} has unknown or missing tensors: {', '.join(sorted(strange)[:3])}{' …' if strange[3:] else ''}.",
+            f"{path} has unknown or missing tensors: {listed(sorted(strange))}.",
             "Using only the rest would change the model in a way that its author did not mean.",
             "Pass a plain LoRA (lora_down, lora_up, alpha).",
         )
     out = {}
     for layer in sorted(layers):
         down, up = tensors[layer + DOWN].float(), tensors[layer + UP].float()
-        alpha = float(tensors[layer + ALPHA]) if layer + ALPHA in tensors else float(down.shape[0])
-        out[layer] = (down, up, alpha)
+        alpha = tensors.get(layer + ALPHA)
+        if alpha is not None and alpha.numel() != 1:
+            raise UserError(
+                f"{path} holds an alpha of {alpha.numel()} numbers.", "It is damaged.", "Download it again."
+            )
+        out[layer] = (down, up, float(down.shape[0] if alpha is None else alpha))
     return out
 
 
-def _delta(down: Tensor, up: Tensor, alpha: float) -> Tensor:
+def _delta(path: Path, name: str, down: Tensor, up: Tensor, alpha: float) -> Tensor:
     """(out, in) of a linear layer or 1x1 convolution, (out, in, k, k) of a larger one whose up is 1x1."""
+    fits = min(down.ndim, up.ndim) >= 2 and down.numel() and up.flatten(1).shape[1] == down.shape[0]
+    if not fits:
+        raise UserError(
+            f"{path} holds {name} as {tuple(up.shape)} times {tuple(down.shape)}.",
+            "These matrices have no product.",
+            "Download it again.",
+        )
     product = up.flatten(1) @ down.flatten(1)
-    shape = (up.shape[0], *down.shape[1:])
-    return (alpha / down.shape[0]) * product.view(shape)
+    return (alpha / down.shape[0]) * product.view(up.shape[0], *down.shape[1:])
+
+
+def _sides(weight: Tensor) -> tuple[int, ...]:
+    """The shape, where a linear layer and a 1x1 convolution are the same."""
+    shape = tuple(weight.shape)
+    return shape[:2] if all(side == 1 for side in shape[2:]) else shape
 
 
 def _layers(unet: nn.Module, text_encoder: nn.Module) -> Mapping[str, Tensor]:

@@ -1,53 +1,86 @@
 """Low-rank adaptation W += scale · up @ down of attention projections, shared by domain adapter and MotionLoRA.
 
 alpha = rank always, so the factor alpha/rank is 1 and a file without metadata means the same everywhere. Names here are
-diffusers' (`unet.<layer>.lora_A.weight` is down, `lora_B` is up); `components.formats` knows the original ones.
+diffusers' (`unet.<layer>.lora_A.weight` is down, `lora_B` is up); `components.names` knows the other ones.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from components.formats import lora_from_original
-from components.weight_files import KINDS, notes_of, read_weights, write_weights
-from infra.errors import UserError
+from components.names import DOWN, PREFIX, UP, lora_to_diffusers
+from components.weight_files import Header, check_floats, read_header, read_weights, write_weights
+from components.weight_kinds import KINDS, wrong_kind
+from components.weight_notes import metadata_for
+from infra.errors import UserError, listed
 
-PREFIX = "unet."
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 PROJECTIONS = r"(to_q|to_k|to_v|to_out\.0)"
 # The two kinds differ by where they sit. A plain list of layer names would hit both.
 SPATIAL_LAYERS = rf".*\.attentions\..*\.attn[12]\.{PROJECTIONS}"
 TEMPORAL_LAYERS = rf".*motion_modules.*\.attn[12]\.{PROJECTIONS}"
 LAYERS = {"domain-adapter": SPATIAL_LAYERS, "motion-lora": TEMPORAL_LAYERS}
+PEFT_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """`pairs` maps a layer's name in the UNet to (down (r, in), up (out, r)), float32."""
+    """`state` holds the tensors by diffusers' names in the file's dtype, where another tool trained with an alpha of
+    its own with alpha/rank in `up`; `notes` are the file's."""
 
+    path: Path
     kind: str
-    pairs: dict[str, tuple[Tensor, Tensor]]
+    state: dict[str, Tensor]
     notes: dict[str, str]
+
+    @cached_property
+    def layers(self) -> frozenset[str]:
+        """Layer names in the UNet."""
+        return frozenset(name.removeprefix(PREFIX).removesuffix(DOWN) for name in self.state if name.endswith(DOWN))
 
     @property
     def rank(self) -> int:
-        return next(iter(self.pairs.values()))[0].shape[0]
+        return next(tensor.shape[0] for name, tensor in self.state.items() if name.endswith(DOWN))
+
+    @property
+    def noted(self) -> dict[str, str]:
+        """Notes for a copy of it."""
+        return {**self.notes, "rank": str(self.rank), "alpha": str(self.rank)}
+
+    def pair(self, layer: str) -> tuple[Tensor, Tensor]:
+        """down (r, in) and up (out, r), in the file's dtype."""
+        return self.state[PREFIX + layer + DOWN], self.state[PREFIX + layer + UP]
+
+    def delta(self, layer: str) -> Tensor:
+        """up @ down, float32 (out, in)."""
+        down, up = self.pair(layer)
+        return up.float() @ down.float()
 
 
 def add_trainable(unet: nn.Module, kind: str, rank: int, seed: int) -> dict[str, nn.Parameter]:
     """Puts a fresh LoRA (up = 0) on the layers of `kind`; returns its parameters by their names in the file.
 
     Everything else in the UNet is frozen.
+
+    Raises:
+        UserError: the model has no such layers (a motion module of convolutions has no attention).
     """
     from peft import LoraConfig
 
+    if not any(re.fullmatch(LAYERS[kind], name) for name, _ in unet.named_modules()):
+        raise UserError(
+            f"The model has no layers for {KINDS[kind]}.",
+            "It goes onto attention; a motion module of temporal convolutions has none.",
+            "Train it on a temporal transformer.",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS[kind])
@@ -58,85 +91,72 @@ def add_trainable(unet: nn.Module, kind: str, rank: int, seed: int) -> dict[str,
         if f".{kind}.weight" in name:
             parameter.requires_grad_(True)
             found[PREFIX + name.replace(f".{kind}.weight", ".weight")] = parameter
-    assert found, f"no layer matches {LAYERS[kind]}"
     return found
-
-
-def pairs_of(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer name to (down, up), from tensors named as in the file."""
-    layers = sorted(name.removeprefix(PREFIX).removesuffix(DOWN) for name in state if name.endswith(DOWN))
-    return {layer: (state[PREFIX + layer + DOWN].float(), state[PREFIX + layer + UP].float()) for layer in layers}
-
-
-def check_fits(lora: LoraWeights, unet: nn.Module, path: Path) -> None:
-    """Every pair has its layer, of its size, and every layer of the kind has its pair.
-
-    Raises:
-        UserError: it does not fit; the message lists what differs.
-    """
-    layers = {
-        name: tuple(part.weight.shape)
-        for name, part in unet.named_modules()
-        if isinstance(part, nn.Linear) and re.fullmatch(LAYERS[lora.kind], name)
-    }
-    wrong = [f"{name} is not in the model" for name in lora.pairs if name not in layers]
-    wrong += [f"{name} has no weights in the file" for name in layers if name not in lora.pairs]
-    for name, (down, up) in lora.pairs.items():
-        shape = (up.shape[0], down.shape[1])
-        if name in layers and (layers[name] != shape or down.shape[0] != up.shape[1]):
-            wrong.append(f"{name} is {shape} in the file and {layers[name]} in the model")
-    if wrong:
-        raise UserError(
-            f"{path} does not fit the model: {'; '.join(wrong[:3])}"
-            + (f"; and {len(wrong) - 3} more." if len(wrong) > 3 else "."),
-            f"It is {KINDS[lora.kind]} made with another base model or motion module.",
-            "Use it with the one it was trained on (`animateflow weights info` shows which).",
-        )
-
-
-@torch.no_grad()
-def merge(unet: nn.Module, lora: LoraWeights, scale: float, path: Path) -> None:
-    """W += scale · up @ down in place (official animatediff/utils/convert_lora_safetensor_to_diffusers.py)."""
-    check_fits(lora, unet, path)
-    for name, (down, up) in lora.pairs.items():
-        weight = cast(Tensor, unet.get_submodule(name).weight)
-        weight += (scale * (up @ down)).to(weight.device, weight.dtype)
 
 
 def save(path: Path, kind: str, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
     """Writes `state` (named as in the file) with its rank and kind in the metadata."""
     rank = next(tensor.shape[0] for name, tensor in state.items() if name.endswith(DOWN))
-    write_weights(path, state, {"stage": kind, "rank": rank, "alpha": rank, **notes})
+    noted = {"rank": rank, "alpha": rank, **notes, "stage": kind}
+    write_weights(path, state, metadata_for(noted, original=False))
 
 
 def load(path: Path, kind: str) -> LoraWeights:
-    """A LoRA of this kind from a file in diffusers' or the original format.
+    """A LoRA of this kind from a file in diffusers', peft's or the original format.
 
     Raises:
-        UserError: a file of another kind (the message says which option it belongs to), or not a weight file.
+        UserError: a file of another kind (the message says which option it belongs to), or one that is not whole.
     """
-    header, state = read_weights(path)
+    header = read_header(path)
     if header.kind != kind:
-        option = {"motion-lora": "--motion-lora", "domain-adapter": "--domain-adapter"}.get(header.kind)
-        if header.kind == "motion-module":
-            option = "--motion-module"
-        raise UserError(
-            f"{path} is {KINDS[header.kind]}, not {KINDS[kind]}.",
-            "A domain adapter changes the image layers, a MotionLoRA the temporal ones; neither does the other's work."
-            if header.kind in LAYERS
-            else "",
-            f"Pass it as {option}." if option else f"Pass {KINDS[kind]}.",
-        )
-    if any("_lora." in name for name in state):
-        state = lora_from_original(state)
+        raise wrong_kind(path, header.kind, kind)
+    check_floats(header, header.shapes)
+    _, tensors = read_weights(path)
     # diffusers silently loads nothing where the prefix is missing; we know the file's kind, so we add it.
-    state = {name if name.startswith(PREFIX) else PREFIX + name: tensor for name, tensor in state.items()}
+    state = lora_to_diffusers(tensors)
     halves = {name[: -len(ending)] for name in state for ending in (DOWN, UP) if name.endswith(ending)}
-    expected = {half + ending for half in halves for ending in (DOWN, UP)}
-    if odd := sorted(expected.symmetric_difference(state)):
+    odd = sorted({half + ending for half in halves for ending in (DOWN, UP)}.symmetric_difference(state))
+    odd += sorted(half for half in halves if not re.fullmatch(LAYERS[kind], half.removeprefix(PREFIX)))
+    if odd or not halves:
         raise UserError(
-            f"{path} has missing or unknown tensors: {', '.join(odd[:3])}{' …' if len(odd) > 3 else ''}.",
-            "A LoRA file holds one down and one up matrix for each layer and nothing else.",
+            f"{path} has missing or unknown tensors: {listed(odd)}.",
+            "A LoRA file holds one down and one up matrix for each attention projection, and nothing else.",
             "Make or download it again.",
         )
-    return LoraWeights(kind, pairs_of(state), notes_of(header))
+    for half in sorted(halves):
+        down, up = state[half + DOWN], state[half + UP]
+        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.numel() or not up.numel():
+            raise UserError(
+                f"{path} holds {half.removeprefix(PREFIX)} as {tuple(up.shape)} times {tuple(down.shape)}.",
+                "These matrices have no product.",
+                "Make or download it again.",
+            )
+    if (factor := _factor(header)) != 1:
+        state = {name: (t.float() * factor).to(t.dtype) if name.endswith(UP) else t for name, t in state.items()}
+    return LoraWeights(path, kind, state, header.notes)
+
+
+def _factor(header: Header) -> float:
+    """alpha / rank of a file that peft or diffusers wrote with an alpha of its own; 1 without metadata, as everywhere.
+
+    Raises:
+        UserError: metadata that cannot be read, or say that a plain product is not what was trained.
+    """
+    if PEFT_METADATA not in header.metadata:
+        return 1.0
+    try:
+        settings = json.loads(header.metadata[PEFT_METADATA])
+        said = {name.removeprefix(PREFIX): value for name, value in settings.items()}
+        odd = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "bias") if said.get(name)]
+        factor = float(said.get("lora_alpha", 1)) / float(said.get("r", said.get("lora_alpha", 1)))
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError):
+        raise UserError(
+            f"{header.path} has LoRA settings that cannot be read.", "Its strength is not known.", "Export it again."
+        ) from None
+    if [name for name in odd if said[name] != "none"] or not 0 < factor < 1e6:
+        raise UserError(
+            f"{header.path} was trained with {', '.join(odd) or f'alpha/rank {factor}'}.",
+            "It is not a plain product of two matrices at one strength.",
+            "Train it with the same rank and alpha on every layer.",
+        )
+    return factor

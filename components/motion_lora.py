@@ -24,21 +24,11 @@ def add_motion_lora(unet: nn.Module, rank: int, seed: int) -> dict[str, nn.Param
     return lora.add_trainable(unet, KIND, rank, seed)
 
 
-def load_motion_lora(path: Path) -> lora.LoraWeights:
-    """From a motion-lora artifact's folder or a file; raises UserError for a domain adapter and for any other kind."""
-    return lora.load(path / WEIGHTS if path.is_dir() else path, KIND)
-
-
-def apply_motion_lora(
-    unet: nn.Module, path: Path, scale: float = 1.0, module_notes: Mapping[str, str] | None = None
-) -> lora.LoraWeights:
-    """Adds the MotionLoRA, scaled, to the temporal weights; warns when it was trained on another preset.
-
-    `module_notes` are the notes of the motion module inside `unet`.
-    """
-    weights = load_motion_lora(path)
+def load_motion_lora(path: Path, module_notes: Mapping[str, str] | None = None) -> lora.LoraWeights:
+    """From a motion-lora artifact's folder or a file; warns when it was trained on another preset than the motion
+    module of these notes. Raises UserError for a domain adapter and for any other kind."""
+    weights = lora.load(path / WEIGHTS if path.is_dir() else path, KIND)
     trained_on, preset = weights.notes.get("preset"), (module_notes or {}).get("preset")
     if trained_on and preset and trained_on != preset:
         log.warning("%s was trained on a %s motion module and is used with a %s one.", path, trained_on, preset)
-    lora.merge(unet, weights, scale, path)
     return weights

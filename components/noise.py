@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from diffusers import DDIMScheduler
+    from diffusers import SchedulerMixin
 
 TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
 BetaSchedule = Literal["linear", "scaled_linear"]
+Sampler = Literal["ddim", "ddpm", "euler", "euler-ancestral", "dpm++-2m", "pndm"]
+SAMPLERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm++-2m": "DPMSolverMultistepScheduler",
+    "pndm": "PNDMScheduler",
+}
 
 
 def betas(schedule: BetaSchedule = "linear") -> Tensor:
@@ -41,17 +50,23 @@ def min_snr_weights(t_B: Tensor, alpha_bar: Tensor, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / snr
 
 
-def inference_scheduler(schedule: BetaSchedule = "linear") -> DDIMScheduler:
-    """DDIM as the official demos sample (inference-v3.yaml): no clipping, `linspace` spacing, offset 1."""
-    from diffusers import DDIMScheduler
+def inference_scheduler(schedule: BetaSchedule = "linear", sampler: Sampler = "ddim") -> SchedulerMixin:
+    """DDIM as the official demos sample (inference-v3.yaml: no clipping, `linspace` spacing, offset 1), or another
+    sampler on the same noise."""
+    import diffusers
 
-    return DDIMScheduler(
+    made = getattr(diffusers, SAMPLERS[sampler])
+    given: dict[str, object] = {"clip_sample": False, "set_alpha_to_one": False} if sampler == "ddim" else {}
+    if sampler == "ddpm":
+        given = {"clip_sample": False}
+    if sampler == "dpm++-2m":
+        given = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    return made(
         num_train_timesteps=TIMESTEPS,
         beta_start=BETA_START,
         beta_end=BETA_END,
         beta_schedule=schedule,
-        clip_sample=False,
-        set_alpha_to_one=False,
         steps_offset=1,
         timestep_spacing="linspace",
+        **given,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components import lora
 from components.formats import export_original
-from components.motion_module import load_motion_module, save_motion_module
+from components.motion_files import load_motion_module, save_motion_module
 from infra.artifacts import Draft
 
 if TYPE_CHECKING:
@@ -24,13 +24,8 @@ def save_lora(draft: Draft, kind: str, name: str, weights: Mapping[str, Tensor],
     """A LoRA of `kind` as `<name>` and `original/<name>` in the draft."""
     lora.save(draft.folder / name, kind, weights, notes)
     original = export_original(draft.folder / name, draft.folder / ORIGINAL / name)
-    expected = lora.pairs_of(weights)
     for path in (draft.folder / name, original):
-        found = lora.load(path, kind).pairs
-        same = found.keys() == expected.keys() and all(
-            torch.equal(a, b) for key in expected for a, b in zip(found[key], expected[key], strict=True)
-        )
-        assert same, f"{path} does not read back as it was written"
+        assert _same(lora.load(path, kind).state, weights), f"{path} does not read back as it was written"
 
 
 def save_motion(draft: Draft, adapter: MotionAdapter, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
@@ -41,5 +36,8 @@ def save_motion(draft: Draft, adapter: MotionAdapter, state: Mapping[str, Tensor
     expected = adapter.state_dict()
     for path in (draft.folder, original):
         found = load_motion_module(path)[0].state_dict()
-        same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-        assert same, f"{path} does not read back as it was written"
+        assert _same(found, expected), f"{path} does not read back as it was written"
+
+
+def _same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

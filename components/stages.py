@@ -19,13 +19,14 @@ from components import domain_adapter as adapters
 from components import lora, motion_lora
 from components.base_model import BaseModel, fingerprint_of, load_base, vae_sha256
 from components.batch import BatchSource
-from components.formats import shape_notes, weight_file
+from components.formats import motion_notes, weight_file
+from components.lora_stack import LoraStack
+from components.motion_files import load_motion_module, shape_notes
 from components.motion_module import (
     MotionModuleConfig,
     checkpoint_activations,
     fresh_motion_adapter,
     insert,
-    load_motion_module,
     motion_state,
 )
 from components.objective import Predict, image_predictor, video_predictor
@@ -63,7 +64,7 @@ class MotionModuleTraining(MotionModuleConfig):
     train: TrainConfig = TrainConfig()
     """How it is trained."""
     init_from: Path | None = execution(None)
-    """Motion module to start from (its shape then counts, not the preset's); its content is part of the identity."""
+    """Motion module to start from (its shape, preset and norms then count); its content is part of the identity."""
 
 
 class MotionLoraTraining(Config):
@@ -133,17 +134,18 @@ def train_motion_module(
     with artifacts.draft(out, kind, config, inputs, resumable=True) as draft:
         pipeline = _load(base, cache)
         if domain_adapter is not None:
-            adapters.apply_domain_adapter(pipeline.unet, domain_adapter)
+            LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
         if config.init_from is None:
             adapter = fresh_motion_adapter(config, pipeline.unet, config.train.seed)
+            of_module = {name: str(value) for name, value in motion_notes(config).items()}
         else:
-            adapter, _ = load_motion_module(config.init_from, config.max_frames)
-        unet = _video_unet(pipeline, adapter, config.group_norm, config.train)
+            adapter, of_module = load_motion_module(config.init_from, config.max_frames)
+        unet = _video_unet(pipeline, adapter, of_module, config.train)
         trainable = _motion_parameters(unet)
         frames, device = config.train.frames, config.train.device
         task = _task("motion module", pipeline, unet, video_predictor(unet), trainable, frames, device)
-        of_module = {"preset": config.preset, "group_norm": config.group_norm, **shape_notes(adapter)}
-        notes = {**of_module, **_notes(config, base, inputs, config.train)}
+        of_shape = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm")}
+        notes = {**of_shape, **shape_notes(adapter), **_notes(config, base, inputs, config.train)}
         weights = _train(config.train, task, cache, draft, on_step)
         save_motion(draft, adapter, {**motion_state(unet), **weights}, notes)
     return artifacts.load(out, kind)
@@ -173,15 +175,15 @@ def train_motion_lora(
     with artifacts.draft(out, motion_lora.KIND, config, inputs, resumable=True) as draft:
         pipeline = _load(base, cache)
         if domain_adapter is not None:
-            adapters.apply_domain_adapter(pipeline.unet, domain_adapter)
+            LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
         adapter, of_module = load_motion_module(motion_module)
-        unet = _video_unet(pipeline, adapter, of_module.get("group_norm", "per_frame"), config.train)
+        unet = _video_unet(pipeline, adapter, of_module, config.train)
         trainable = motion_lora.add_motion_lora(unet, config.rank, config.train.seed)
         if config.init_from is not None:
             _start_lora(trainable, motion_lora.load_motion_lora(config.init_from), config.init_from)
         frames, device = config.train.frames, config.train.device
         task = _task("MotionLoRA", pipeline, unet, video_predictor(unet), trainable, frames, device)
-        of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "max_frames")}
+        of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm", "max_frames")}
         notes = {**of_lora, **_notes(config, base, inputs, config.train)}
         weights = _train(config.train, task, cache, draft, on_step)
         save_lora(draft, motion_lora.KIND, motion_lora.WEIGHTS, weights, notes)
@@ -202,7 +204,7 @@ def _load(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
 
 
 def _video_unet(
-    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, group_norm: Any, train_config: TrainConfig
+    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, notes: Mapping[str, Any], train_config: TrainConfig
 ) -> UNetMotionModel:
     longest = adapter.config.motion_max_seq_length
     if train_config.frames > longest:
@@ -211,7 +213,7 @@ def _video_unet(
             "Frames past the last position cannot be told apart.",
             "Lower train.frames, or raise the motion module's max_frames.",
         )
-    unet = insert(pipeline.unet, adapter, group_norm)
+    unet = insert(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
     if train_config.gradient_checkpointing:
         checkpoint_activations(unet)
     return unet
@@ -249,11 +251,7 @@ def _train(config: TrainConfig, task: Task, cache: BatchSource, draft: Draft, on
 
 def _start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, path: Path) -> None:
     """Copies the weights to start from into the fresh parameters."""
-    values = {
-        lora.PREFIX + layer + ending: tensor
-        for layer, pair in given.pairs.items()
-        for ending, tensor in zip((lora.DOWN, lora.UP), pair, strict=True)
-    }
+    values = given.state
     wrong = [
         name
         for name in sorted({*trainable, *values})

@@ -44,6 +44,8 @@ class TrainConfig(Config):
     """Noise schedule; `linear` as the official video stages."""
     min_snr_gamma: float | None = None
     """Weights the loss by min(SNR, gamma)/SNR; none is the paper's plain mean."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the forward pass, the weights being fp32: `auto` is bf16 autocast on CUDA and fp32 elsewhere."""
     held_out_clips: int = Field(16, ge=0)
     """Clips kept out of training to measure the loss by timestep band; 0 is off."""
     held_out_every_steps: int = execution(500, ge=1)

@@ -100,6 +100,7 @@ class _Run:
     ) -> None:
         self.config, self.task, self.source, self.folder, self.on_step = config, task, source, folder, on_step
         self.device = pick_device(config.device)
+        self.autocast = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
         self.alpha_bar = alpha_bars(config.beta_schedule).to(self.device)
         task.unet.to(self.device).train()
         self.parameters = list(task.trainable.values())
@@ -179,7 +180,7 @@ class _Run:
 
     def _errors(self, batch: ClipBatch, captions: list[str], eps_BCFhw: Tensor, t_B: Tensor) -> Tensor:
         z_0 = batch.latents_BCFhw.to(self.device, torch.float32) * self.task.latent_scale
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return noise_errors(
                 self.task.predict, z_0, self.task.text(captions), eps_BCFhw.to(self.device), t_B, self.alpha_bar
             )

@@ -1,49 +1,55 @@
-"""Safetensors files as strangers hand them to us: is it really one, what does it hold, what does it say about itself.
+"""Weight files as strangers hand them to us: what is it really, what does it hold, what does it say about itself.
 
-Only the header is read here (8 bytes of length, then JSON), so a 7 GB file answers at once and nothing is unpickled.
+`read_header` touches the header only (8 bytes of length, then JSON), so a 7 GB file answers at once. Safetensors are
+checked by `safetensors_header`, pickles opened by `pickles`; a name that promises one and hides the other is said so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.pickles import SUFFIXES as PICKLE_SUFFIXES
+from components.pickles import load_pickle, looks_pickled
+from components.safetensors_header import parse_header
+from components.weight_kinds import kind_of
 from infra.errors import UserError
 
 METADATA_PREFIX = "animateflow."
-MAX_HEADER_BYTES = 100_000_000
+HASH = "modelspec.hash_sha256"
 OTHER_FILES = {
-    b"PK\x03\x04": (
-        "a zip archive (a PyTorch .ckpt or .pt)",
-        "Convert it to safetensors, or download the safetensors.",
-    ),
-    b"\x80": ("a Python pickle", "Pickles can run code when they are opened. Download the safetensors version."),
+    b"PK\x03\x04": ("a zip archive (a PyTorch .ckpt or .pt)", "Rename it to .ckpt if it is one that you trust."),
+    b"\x80": ("a Python pickle", "Rename it to .ckpt if it is one that you trust."),
     b"version https://git-lfs": ("a git-lfs pointer, not the weights", "Run `git lfs pull` where it came from."),
     b"<": ("a web page, not weights", "The download needed a login or has moved: download it again in a browser."),
     b"{": ("a JSON text, not weights", "The download answered with an error message: open the file to read it."),
+    b"GGUF": ("a GGUF file, quantised for other programs", "Download the safetensors version."),
+    b"Rar!": ("a RAR archive", "Unpack it, and pass the weight file inside."),
+    b"7z\xbc\xaf": ("a 7-zip archive", "Unpack it, and pass the weight file inside."),
+    b"\x1f\x8b": ("a gzip archive", "Unpack it, and pass the weight file inside."),
 }
-KINDS = {
-    "motion-module": "a motion module",
-    "motion-lora": "a MotionLoRA",
-    "domain-adapter": "a domain adapter",
-    "kohya-lora": "a LoRA of an image model (kohya format)",
-    "lycoris": "a LyCORIS file (LoHa or LoKr)",
-    "checkpoint": "a whole Stable Diffusion 1.x model",
-    "sdxl-checkpoint": "a whole SDXL model",
-    "unknown": "a file of unknown kind",
-}
+TORCH_DTYPES = {
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a safetensors file: `shapes` and `dtypes` by tensor name, `metadata` as written by its maker."""
+    """What a weight file says before its tensors: `shapes` and `dtypes` by tensor name, `metadata` as written by its
+    maker. Names are without the wrappers that trainers put around them (`state_dict.`, `module.`)."""
 
     path: Path
     metadata: dict[str, str]
@@ -52,7 +58,7 @@ class Header:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`, from the tensors' names."""
+        """A key of `weight_kinds.KINDS`, from the tensors' names and shapes."""
         return kind_of(self.shapes)
 
     @property
@@ -60,16 +66,77 @@ class Header:
         """Numbers that are learnt; positional encodings are not."""
         return sum(math.prod(shape) for name, shape in self.shapes.items() if not name.endswith(".pe"))
 
-    def note(self, name: str) -> str | None:
-        """What the file says about itself under `animateflow.<name>`; None when another tool wrote it."""
-        return self.metadata.get(METADATA_PREFIX + name)
+    @property
+    def notes(self) -> dict[str, str]:
+        """All that `write_weights` noted, without the prefix; empty when another tool wrote the file."""
+        return {
+            name.removeprefix(METADATA_PREFIX): value
+            for name, value in self.metadata.items()
+            if name.startswith(METADATA_PREFIX)
+        }
 
 
 def read_header(path: Path) -> Header:
-    """The header, checked against the file's size.
+    """The header, checked against the file's size. Of a pickle, which has none, its table of tensors.
 
     Raises:
-        UserError: no such file, not safetensors (naming what it is), damaged, or cut short.
+        UserError: no such file, no weight file (naming what it is), damaged, cut short, or a pickle that is refused.
+    """
+    if _is_pickle(path):
+        tensors = _unwrapped(path, load_pickle(path))
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        dtypes = {name: TORCH_DTYPES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()}
+        return Header(path, {}, shapes, dtypes)
+    parsed = parse_header(path)
+    entries = _unwrapped(path, parsed.entries)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    return Header(path, parsed.metadata, shapes, {name: entry.dtype for name, entry in entries.items()})
+
+
+def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    """Header and tensors (on the CPU, in the file's dtype) of a checked file.
+
+    Raises:
+        UserError: see `read_header`; or a tensor holds NaN or infinity.
+    """
+    header = read_header(path)
+    if _is_pickle(path):
+        tensors = {name: tensor.clone() for name, tensor in _unwrapped(path, load_pickle(path)).items()}
+    else:
+        try:
+            tensors = _unwrapped(path, load_file(path))
+        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path} cannot be read: {error}.", "Its header is in order, its tensors are not.", "Download it again."
+            ) from None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{path} holds NaN or infinite numbers in {name}.",
+                "The file is damaged, its training diverged, or it overflowed when it was made fp16.",
+                "Download it again, or take another version of it.",
+            )
+    return header, tensors
+
+
+def check_floats(header: Header, names: Iterable[str]) -> None:
+    """
+    Raises:
+        UserError: one of these tensors is not fp16, bf16, fp32 or fp64.
+    """
+    if odd := [name for name in names if header.dtypes[name] not in _FLOATS]:
+        raise UserError(
+            f"{header.path} holds {odd[0]} as {header.dtypes[odd[0]]}, not as floating-point numbers.",
+            "Quantised and integer weights are not supported.",
+            "Take the fp16 or fp32 version of the file.",
+        )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle that calls itself one.
+
+    Raises:
+        UserError: no file, no weight file, or a pickle under another name.
     """
     if not path.is_file():
         found = f"{path} is a folder." if path.is_dir() else f"{path} does not exist."
@@ -77,82 +144,75 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as handle:
         start = handle.read(64)
-        length = int.from_bytes(start[:8], "little")
-        plausible = len(start) > 8 and length <= min(MAX_HEADER_BYTES, size - 8) and start[8:9] == b"{"
-        if not plausible:
-            raise _not_safetensors(path, start, size)
-        handle.seek(8)
-        text = handle.read(length)
-    try:
-        entries: dict[str, Any] = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
-        dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged: its header cannot be read.", "", "Download or make it again.") from None
-    if 8 + length + end != size:
-        raise UserError(
-            f"{path} has {size:,} bytes and its header promises {8 + length + end:,}.",
-            "The file was cut short or damaged on its way.",
-            "Download or copy it again.",
-        )
-    return Header(path, metadata, shapes, dtypes)
+    if looks_pickled(start) and path.suffix.lower() in PICKLE_SUFFIXES:
+        return True
+    if start[8:9] == b"{":
+        return False
+    raise _not_weights(path, start, size)
 
 
-def _not_safetensors(path: Path, start: bytes, size: int) -> UserError:
+def _not_weights(path: Path, start: bytes, size: int) -> UserError:
     if size == 0:
         return UserError(f"{path} is empty.", "The download failed.", "Download it again.")
     for magic, (what, advice) in OTHER_FILES.items():
         if start.lstrip().startswith(magic):
-            return UserError(f"{path} is {what}.", "Weights are read from safetensors files only.", advice)
+            return UserError(f"{path} is {what}.", "Its name promises something else.", advice)
     return UserError(
         f"{path} is not a safetensors file.", "Its first bytes fit no weight format.", "Download it again."
     )
 
 
-def kind_of(names: Mapping[str, object]) -> str:
-    """The kind of weights that have tensors of these names, in our formats or others'; a key of `KINDS`."""
-    has = {
-        part: any(part in name for name in names)
-        for part in ("motion_modules.", ".attentions.", "lora_A", "lora_down", "_lora.down", "hada_w", "lokr_w")
-    }
-    low_rank = has["lora_A"] or has["lora_down"] or has["_lora.down"]
-    if has["hada_w"] or has["lokr_w"]:
-        return "lycoris"
-    if any(name.startswith(("lora_unet_", "lora_te_")) for name in names):
-        return "kohya-lora"
-    if has["motion_modules."]:
-        if low_rank:
-            return "motion-lora"
-        return "checkpoint" if any(name.startswith("first_stage_model.") for name in names) else "motion-module"
-    if low_rank and has[".attentions."]:
-        return "domain-adapter"
-    if any(name.startswith("conditioner.embedders.1.") for name in names):
-        return "sdxl-checkpoint"
-    if any(name.startswith("model.diffusion_model.input_blocks.") for name in names):
-        return "checkpoint"
-    return "unknown"
+def _unwrapped(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what trainers wrap around names, and without the official code's settings beside the weights."""
+    found = {}
+    for full, value in given.items():
+        name = full.removeprefix("state_dict.").removeprefix("module.")
+        if name.split(".")[0] in {"animatediff_config", "epoch", "global_step"}:
+            continue
+        if name in found:
+            raise UserError(f"{path} is damaged: it holds {name} twice.", "Nothing was used of it.", "Make it again.")
+        found[name] = value
+    return found
 
 
-def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors (on the CPU, in the file's dtype) of a checked safetensors file."""
-    header = read_header(path)
-    return header, load_file(path)
-
-
-def write_weights(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
-    """Writes safetensors whose metadata holds `notes` under `animateflow.<name>`; a note that is None is left out."""
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes safetensors with this metadata, whole or not at all, and the hash of its tensors as the field
+    `modelspec.hash_sha256` that the SAI Model Spec describes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {METADATA_PREFIX + name: str(value) for name, value in notes.items() if value is not None}
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())}
-    save_file(plain, path, metadata={"format": "pt", **metadata})
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # follows the umask; safetensors writes files for its user alone
+        save_file(plain, partial, metadata={"format": "pt", **metadata, HASH: "0x" + "0" * 64})
+        partial.chmod(mode)
+        _finish_header(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def notes_of(header: Header) -> dict[str, str]:
-    """All that `write_weights` noted, without the prefix."""
-    return {
-        name.removeprefix(METADATA_PREFIX): value
-        for name, value in header.metadata.items()
-        if name.startswith(METADATA_PREFIX)
-    }
+def _finish_header(path: Path) -> None:
+    """Puts the tensors' hash into a fresh file's header, and its metadata in order: safetensors writes them in any, and
+    the same weights should be the same bytes."""
+    digest = sha256_of_tensors(path)
+    with path.open("r+b") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        header["__metadata__"] = dict(sorted({**header["__metadata__"], HASH: digest}.items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the header grew"
+        handle.seek(8)
+        handle.write(text.ljust(length))
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def sha256_of_tensors(path: Path) -> str:
+    """What a safetensors file's `modelspec.hash_sha256` should be."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        handle.seek(parse_header(path).data_start)
+        while block := handle.read(1 << 24):
+            digest.update(block)
+    return f"0x{digest.hexdigest()}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from components.animator import AnimationConfig, AnimationModels, WeightedFile
+from components.animation import AnimationConfig, AnimationModels, WeightedFile
 from components.clip import ClipEncoder
 from components.clip_model import ClipModel
 from components.formats import weight_file

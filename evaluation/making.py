@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from components.animator import AnimationConfig, AnimationModels, Animator
+from components.animation import AnimationConfig, AnimationModels
+from components.animator import Animator
 from components.clip import ClipEncoder, Float
 from evaluation.registry import RegistryEntry
 from evaluation.samples import (

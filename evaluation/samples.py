@@ -24,7 +24,7 @@ from infra.hashing import sha256_file
 from infra.video import UInt8, read_mp4, write_mp4
 
 if TYPE_CHECKING:
-    from components.animator import AnimationConfig
+    from components.animation import AnimationConfig
 
 METRIC_VERSION = 1
 """Raised whenever a score would come out differently for the same file."""

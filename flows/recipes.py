@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from components.animator import AnimationConfig, AnimationModels, WeightedFile
+from components.animation import AnimationConfig, AnimationModels, WeightedFile
 from components.base_model import HUB_REFERENCE, BaseModel, LoraFile
 from components.clip_model import ClipModel
 from components.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from infra.artifacts import Artifact
 
 if TYPE_CHECKING:
-    from components.animator import AnimationConfig, AnimationModels
+    from components.animation import AnimationConfig, AnimationModels
     from components.base_model import BaseModel
     from components.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
     from components.train_log import StepReport
@@ -83,7 +83,7 @@ def motion_lora(
 
 def animation(config: AnimationConfig, models: AnimationModels, out: Path, device: str = "auto") -> Artifact:
     """Weights → animation."""
-    from components.animator import animate
+    from components.animation import animate
 
     return animate(config, models, out, device)
 

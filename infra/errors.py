@@ -24,3 +24,8 @@ class UserError(AnimateflowError):
 
 class WorkError(AnimateflowError):
     """The input was fine and the work failed: exit code 1."""
+
+
+def listed(wrong: list[str], shown: int = 8) -> str:
+    """The first of these, and how many more."""
+    return "; ".join(wrong[:shown]) + (f"; and {len(wrong) - shown} more" if len(wrong) > shown else "")

@@ -13,6 +13,8 @@ from flows.commands.options import (
     OutOption,
     RecipeOption,
     SetOption,
+    all_weighted,
+    named,
     recipe_with,
     tell,
     weighted,
@@ -36,6 +38,17 @@ def animate(
         list[str] | None,
         typer.Option(metavar="FILE:SCALE", help="A LoRA of the base model (kohya format); may be repeated."),
     ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WORD]", help="A textual-inversion embedding and its word; may be repeated."),
+    ] = None,
+    controlnet: Annotated[
+        list[str] | None, typer.Option(metavar="DIR:SCALE", help="A ControlNet's diffusers folder; may be repeated.")
+    ] = None,
+    control_video: Annotated[
+        list[Path] | None,
+        typer.Option(help="What a ControlNet follows: a video or a folder of pictures; one for each ControlNet."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same animation.")] = None,
     recipe: RecipeOption = "pocket",
     device: DeviceOption = "auto",
@@ -43,27 +56,31 @@ def animate(
 ) -> None:
     """Animates a base or personalised model: mp4, gif and a JSON row that says how.
 
-    Sizes, steps and guidance come from the recipe: `--set animation.steps=40`.
+    Sizes, steps, guidance and sampler come from the recipe: `--set animation.steps=40 --set animation.scheduler=euler`.
 
     Example: `animateflow animate --recipe sd15 --base toonyou.safetensors --motion-module runs/mine/motion
     --motion-lora zoom-in.safetensors:0.8 --prompt "a fox running through snow" --out runs/mine/fox`
     """
-    from components.animator import AnimationModels
-    from components.base_model import LoraFile
+    from components.animation import AnimationModels
+    from components.base_model import EmbeddingFile, LoraFile
     from flows import steps
 
-    given = {"animation.prompt": prompt, "animation.seed": seed}
     whole = recipe_with(recipe, overrides, base)
-    changes = {name.split(".")[1]: value for name, value in given.items() if value is not None}
+    given = {"prompt": prompt, "seed": seed, "control_videos": tuple(control_video or ()) or None}
+    changes = {name: value for name, value in given.items() if value is not None}
     model = whole.base
     if lora:
-        files = [file for text in lora if (file := weighted(text)) is not None]
+        files = all_weighted(lora)
         model = model.replace(loras=tuple(LoraFile(path=file.path, scale=file.scale) for file in files))
+    if embedding:
+        pairs = [(Path(text), None) if Path(text).exists() else named(text) for text in embedding]
+        model = model.replace(embeddings=tuple(EmbeddingFile(path=path, token=token) for path, token in pairs))
     models = AnimationModels(
         base=model,
         motion_module=motion_module,
-        motion_loras=tuple(file for text in motion_lora or () if (file := weighted(text)) is not None),
+        motion_loras=all_weighted(motion_lora),
         domain_adapter=weighted(domain_adapter),
+        controlnets=all_weighted(controlnet),
     )
     tell(steps.animation(whole.animation.replace(**changes), models, out, device), f"open {out}/animation.gif")
 

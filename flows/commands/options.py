@@ -10,7 +10,7 @@ import typer
 from infra.errors import UserError
 
 if TYPE_CHECKING:
-    from components.animator import WeightedFile
+    from components.animation import WeightedFile
     from flows.recipes import Recipe
     from infra.artifacts import Artifact
 
@@ -49,7 +49,7 @@ def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
     Raises:
         UserError: the part after the last colon is no number and the whole is no file.
     """
-    from components.animator import WeightedFile
+    from components.animation import WeightedFile
 
     if text is None:
         return None
@@ -64,6 +64,17 @@ def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
             f"{number!r} is no number.",
             "Write for example --motion-lora zoom-in.safetensors:0.8.",
         ) from None
+
+
+def all_weighted(texts: list[str] | None) -> tuple[WeightedFile, ...]:
+    """`weighted` of each."""
+    return tuple(file for text in texts or () if (file := weighted(text)) is not None)
+
+
+def named(text: str) -> tuple[Path, str | None]:
+    """`FILE:WORD` to the file and its word."""
+    path, colon, word = text.rpartition(":")
+    return (Path(path), word) if colon else (Path(text), None)
 
 
 def tell(artifact: Artifact, next_step: str = "") -> None:
@@ -83,7 +94,3 @@ def tell(artifact: Artifact, next_step: str = "") -> None:
         )
     if next_step:
         typer.echo(f"Next: {next_step}")
-
-
-def is_figure(value: object) -> bool:
-    return isinstance(value, (int, float, str))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.animator import AnimationConfig, AnimationModels, Animator, WeightedFile, animate
+from components.animation import AnimationConfig, AnimationModels, WeightedFile, animate
+from components.animator import Animator
 from components.base_model import BaseModel
 from infra.errors import UserError
 from infra.video import read_mp4

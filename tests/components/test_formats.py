@@ -14,12 +14,10 @@ from components.formats import (
     describe,
     export_original,
     import_original,
-    lora_from_original,
-    lora_to_original,
-    motion_from_original,
-    motion_to_original,
 )
-from components.motion_module import MotionModuleConfig, fresh_motion_adapter, load_motion_module
+from components.motion_files import load_motion_module
+from components.motion_module import MotionModuleConfig, fresh_motion_adapter
+from components.names import lora_to_diffusers, lora_to_original, motion_from_original, motion_to_original
 from components.weight_files import read_header
 from infra.errors import UserError
 
@@ -70,7 +68,7 @@ def test_lora_names_lead_the_official_loader_to_its_layer(kind: str, trained: di
 def test_loras_make_the_round_trip(trained: dict[str, Path]) -> None:
     for kind in ("domain-adapter", "motion-lora"):
         state = load_file(next(trained[kind].glob("*.safetensors")))
-        back = lora_from_original(lora_to_original(state))
+        back = lora_to_diffusers(lora_to_original(state))
         assert back.keys() == state.keys()
         assert all(torch.equal(back[name], state[name]) for name in state)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from components import lora
-from components.domain_adapter import apply_domain_adapter, load_domain_adapter
-from components.motion_lora import apply_motion_lora, load_motion_lora
+from components.domain_adapter import load_domain_adapter
+from components.lora_stack import LoraStack
+from components.motion_lora import load_motion_lora
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
 from infra.errors import UserError
 
@@ -34,7 +35,7 @@ def test_the_effect_is_w_plus_scale_up_down(pipeline: Any, tmp_path: Path) -> No
 
     file = load_file(tmp_path / "a.safetensors")
     down, up = file[f"unet.{LAYER}.lora_A.weight"], file[f"unet.{LAYER}.lora_B.weight"]
-    apply_domain_adapter(pipeline.unet, tmp_path / "a.safetensors", 0.7)
+    LoraStack(pipeline.unet).add("a", load_domain_adapter(tmp_path / "a.safetensors"), 0.7)
     assert torch.allclose(pipeline.unet.get_submodule(LAYER).weight, before + 0.7 * (up @ down), atol=1e-6)
 
 
@@ -44,7 +45,7 @@ def test_what_is_trained_is_what_is_loaded(pipeline: Any, tmp_path: Path) -> Non
     z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([400]), torch.randn(2, 32, 128)
     with torch.no_grad():
         plain = pipeline.unet(z, t, text).sample
-        apply_domain_adapter(pipeline.unet, tmp_path / "a.safetensors")
+        LoraStack(pipeline.unet).add("a", load_domain_adapter(tmp_path / "a.safetensors"))
         expected, found = learnt(z, t, text).sample, pipeline.unet(z, t, text).sample
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found, plain, atol=1e-3)
@@ -83,7 +84,7 @@ def test_wrong_sizes_are_listed(trained: dict[str, Path], pipeline: Any) -> None
 
     wider = UNet2DConditionModel(**{**pocket_unet_config(), "block_out_channels": (48, 64, 96)})
     with pytest.raises(UserError, match=r"attn1\.to_\w+(\.0)? is \(32, 32\) in the file and \(48, 48\) in the model"):
-        apply_domain_adapter(wider, trained["domain-adapter"])
+        LoraStack(wider).add("a", load_domain_adapter(trained["domain-adapter"]))
 
 
 def test_half_a_pair_is_refused(trained: dict[str, Path], tmp_path: Path) -> None:
@@ -96,7 +97,6 @@ def test_half_a_pair_is_refused(trained: dict[str, Path], tmp_path: Path) -> Non
         load_motion_lora(tmp_path / "half.safetensors")
 
 
-def test_another_preset_warns(trained: dict[str, Path], pipeline: Any, caplog: pytest.LogCaptureFixture) -> None:
-    adapter = fresh_motion_adapter(MotionModuleConfig(preset="from-base"), pipeline.unet)
-    apply_motion_lora(insert(pipeline.unet, adapter), trained["motion-lora"], 1.0, {"preset": "v2"})
+def test_another_preset_warns(trained: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    load_motion_lora(trained["motion-lora"], {"preset": "v2"})
     assert "was trained on a from-base motion module and is used with a v2 one" in caplog.text

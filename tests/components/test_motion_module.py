@@ -9,17 +9,16 @@ import torch
 from torch import nn
 
 from components import lora
-from components.formats import lora_to_original, motion_to_original
+from components.motion_files import load_motion_module, save_motion_module
 from components.motion_module import (
     MotionModuleConfig,
     checkpoint_activations,
     fresh_motion_adapter,
     insert,
-    load_motion_module,
     motion_state,
-    save_motion_module,
-    temporal_transformers,
+    temporal_modules,
 )
+from components.names import lora_to_original, motion_to_original
 from infra.errors import UserError
 
 FROM_BASE = MotionModuleConfig(preset="from-base")
@@ -100,7 +99,7 @@ def test_presets_have_the_released_sizes(
         adapter = fresh_motion_adapter(MotionModuleConfig(preset=preset), sd_unet(channels))
     original = motion_to_original(adapter.state_dict())
     assert sum(parameter.numel() for parameter in adapter.parameters()) == parameters
-    assert len(temporal_transformers(adapter)) == modules
+    assert len(temporal_modules(adapter)) == modules
     assert len(original) == keys
     assert {tensor.shape[1] for name, tensor in original.items() if name.endswith("pos_encoder.pe")} == {positions}
     assert ("mid_block.motion_modules.0.temporal_transformer.norm.weight" in original) == (preset == "v2")
@@ -120,8 +119,8 @@ def test_loras_have_the_released_sizes() -> None:
 def test_group_norm_per_frame_against_plain_torch() -> None:
     unet = image_unet()
     adapter = randomised(fresh_motion_adapter(FROM_BASE, unet))
-    per_frame = next(iter(temporal_transformers(insert(unet, adapter)).values()))
-    pooled = next(iter(temporal_transformers(insert(unet, adapter, "pooled")).values()))
+    per_frame = next(iter(temporal_modules(insert(unet, adapter)).values()))
+    pooled = next(iter(temporal_modules(insert(unet, adapter, "pooled")).values()))
     x = torch.randn(2 * 3, 32, 8, 8) * torch.arange(1, 7).view(-1, 1, 1, 1)  # frames of unlike contrast
 
     groups = x.view(6, 16, -1)
@@ -149,7 +148,17 @@ def test_saved_and_loaded_with_more_positions(tmp_path: Path) -> None:
     adapter = randomised(fresh_motion_adapter(FROM_BASE, image_unet()))
     save_motion_module(tmp_path / "mm", adapter, {"preset": "from-base", "group_norm": "per_frame"})
     same, notes = load_motion_module(tmp_path / "mm")
-    assert notes == {"stage": "motion-module", "preset": "from-base", "group_norm": "per_frame"}
+    assert notes == {
+        "stage": "motion-module",
+        "preset": "from-base",
+        "network": "temporal-transformer",
+        "group_norm": "per_frame",
+        "image_group_norm": "per_frame",
+        "beta_schedule": "linear",
+        "heads": "4,8,8",
+        "norm_groups": "16",
+        "max_frames": "32",
+    }
     assert all(
         torch.equal(a, b) for a, b in zip(same.state_dict().values(), adapter.state_dict().values(), strict=True)
     )

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from components.animator import AnimationConfig, Animator
+from components.animation import AnimationConfig
+from components.animator import Animator
 from components.base_model import BaseModel
 from components.clip import ClipEncoder
 from components.clip_model import ClipModel

@@ -1,0 +1,57 @@
+"""Textual-inversion embeddings: words of a prompt that stand for learnt vectors (Gal et al. 2022).
+
+Known forms: A1111's .safetensors (`emb_params`) and .pt (`string_to_param`), and diffusers' one tensor under the
+token's name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.quiet import quiet
+from components.weight_files import check_floats, read_header, read_weights
+from components.weight_kinds import wrong_kind
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+KIND = "textual-inversion"
+
+
+def add_embedding(pipeline: StableDiffusionPipeline, path: Path, token: str | None = None) -> str:
+    """Teaches tokenizer and text encoder the embedding; returns the word that stands for it in prompts.
+
+    The word is `token`, else the file's own where diffusers wrote one, else the file's name as UIs have it.
+
+    Raises:
+        UserError: not an embedding, of another text encoder's width, or a word that the tokenizer knows already.
+    """
+    header = read_header(path)
+    if header.kind != KIND:
+        raise wrong_kind(path, header.kind, KIND)
+    check_floats(header, header.shapes)
+    _, tensors = read_weights(path)
+    name = next(name for name in tensors if name == "emb_params" or "string_to_param" in name or len(tensors) == 1)
+    vectors = tensors[name].reshape(-1, tensors[name].shape[-1]).float()
+    width = pipeline.text_encoder.config.hidden_size
+    if vectors.shape[1] != width:
+        family = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2", 1280: "SDXL"}.get(vectors.shape[1])
+        raise UserError(
+            f"{path} holds vectors of {vectors.shape[1]} numbers, and the text encoder's have {width}.",
+            f"It was trained for {family}." if family else "It was trained with another text encoder.",
+            "Pass an embedding made for this base model.",
+        )
+    own = name if name.startswith("<") else path.stem
+    word = token or own
+    try:
+        with quiet():
+            pipeline.load_textual_inversion(vectors, token=word)
+    except ValueError:
+        raise UserError(
+            f"The word {word!r} of {path} is one that the tokenizer knows already.",
+            "Prompts could not tell the two apart.",
+            f"Give it another: {path}:my-word.",
+        ) from None
+    return word

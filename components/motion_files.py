@@ -1,0 +1,287 @@
+"""Motion modules in files: read whole or refused, from diffusers' folder or the original format, and written.
+
+What a file's tensors cannot say (heads, groups, norms) is in its notes; one without notes is taken for an official
+release, as every other reader of these files takes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from components.motion_module import network_of, to_convolutions
+from components.names import DIFFUSERS_PE, motion_from_original, motion_to_original
+from components.presets import PRESETS, guess_preset
+from components.quiet import quiet
+from components.weight_files import check_floats, read_header, read_weights, write_weights
+from components.weight_kinds import wrong_kind
+from components.weight_notes import metadata_for
+from infra.errors import UserError, listed
+from infra.logs import get_logger
+
+if TYPE_CHECKING:
+    from diffusers import MotionAdapter
+
+KIND = "motion-module"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+WIDTH_OF = (".norm.weight", ".norm.bias", ".proj_in.bias", ".proj_out.bias")
+NORMS = ("per_frame", "pooled")
+POSITIONS_MAX, WIDTH_MAX = 100_000, 65_536
+log = get_logger("components")
+
+
+@dataclass(frozen=True)
+class MotionWeights:
+    """A motion module as its file has it: `settings` of its `MotionAdapter`, `state` in diffusers' names and the file's
+    dtype, `notes` with what the file leaves unsaid filled in."""
+
+    path: Path
+    settings: dict[str, Any]
+    state: dict[str, Tensor]
+    notes: dict[str, str]
+
+
+def is_motion_folder(path: Path) -> bool:
+    return (path / "config.json").is_file() and (path / WEIGHTS).is_file()
+
+
+def read_motion(path: Path) -> MotionWeights:
+    """A motion module from a diffusers MotionAdapter folder or a file in either format's names, all tensors checked.
+
+    Raises:
+        UserError: no motion module there, or its tensors do not fit each other or its config; the message lists them.
+    """
+    if not path.is_file() and not is_motion_folder(path):
+        raise UserError(
+            f"{path} is not a motion module.",
+            f"A motion module is a folder with config.json and {WEIGHTS}, or a file in the original format.",
+            "Check the path given as motion module.",
+        )
+    file = path if path.is_file() else path / WEIGHTS
+    header = read_header(file)
+    if header.kind != KIND:
+        raise wrong_kind(file, header.kind, KIND)
+    check_floats(header, header.shapes)
+    config = {} if path.is_file() else _read_config(path)
+    notes = dict(header.notes)
+    settings = _settings(path, motion_from_original(header.shapes), notes, config)
+    _, tensors = read_weights(file)
+    state = motion_from_original(tensors)
+    _check_tensors(path, _empty(settings, state).state_dict(), state)
+    _check_positions_agree(path, tensors)
+    return MotionWeights(path, settings, state, _completed(path, notes, settings, state))
+
+
+def load_motion_module(path: Path, max_frames: int | None = None) -> tuple[MotionAdapter, dict[str, str]]:
+    """A motion module in fp32 and its notes, from a diffusers MotionAdapter folder or the original format.
+
+    The sinusoidal positions are made anew, for the file's own longest window or for `max_frames`.
+
+    Raises:
+        UserError: see `read_motion`.
+    """
+    from diffusers import MotionAdapter
+
+    given = read_motion(path)
+    settings = given.settings if max_frames is None else {**given.settings, "motion_max_seq_length": max_frames}
+    with quiet():
+        adapter = MotionAdapter.from_config(settings)
+    if given.notes["network"] == "temporal-convolution":
+        to_convolutions(adapter)
+    own = adapter.state_dict()
+    state = {name: tensor.float() for name, tensor in given.state.items() if not name.endswith(DIFFUSERS_PE)}
+    strange = [
+        name
+        for name, tensor in given.state.items()
+        if name.endswith(DIFFUSERS_PE) and max_frames is None and not _is_sinusoid(tensor, own[name])
+    ]
+    if strange:
+        log.warning("%s holds positions of its own, not sinusoids; they are used as they are.", path)
+        state |= {name: given.state[name].float() for name in strange}
+    adapter.load_state_dict(state, strict=False)  # positions that the file lacks stay as made
+    return cast("MotionAdapter", adapter.eval()), given.notes
+
+
+def save_motion_module(folder: Path, adapter: MotionAdapter, notes: Mapping[str, object]) -> None:
+    """Writes a diffusers MotionAdapter folder, `notes` and the shape in the weights' metadata."""
+    write_motion_folder(folder, adapter, adapter.state_dict(), {**notes, **shape_notes(adapter)})
+
+
+def write_motion_folder(
+    folder: Path, adapter: MotionAdapter, state: Mapping[str, Tensor], notes: Mapping[str, object]
+) -> None:
+    """The folder of an adapter's settings with these tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter.save_config(folder)
+    write_weights(folder / WEIGHTS, state, metadata_for({**notes, "stage": KIND}, original=False))
+
+
+def write_motion_original(target: Path, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+    """One file in the original format, from tensors in diffusers' names."""
+    write_weights(target, motion_to_original(state), metadata_for({**notes, "stage": KIND}, original=True))
+
+
+def shape_notes(adapter: MotionAdapter) -> dict[str, object]:
+    """What an original file's tensors do not say of a module's shape."""
+    heads = adapter.config.motion_num_attention_heads
+    return {
+        "network": network_of(adapter),
+        "heads": ",".join(str(each) for each in heads) if isinstance(heads, (tuple, list)) else heads,
+        "norm_groups": adapter.config.motion_norm_num_groups,
+        "max_frames": adapter.config.motion_max_seq_length,
+    }
+
+
+def empty_adapter(given: MotionWeights) -> MotionAdapter:
+    """The adapter of these settings without memory for its weights."""
+    return _empty(given.settings, given.state)
+
+
+def _empty(settings: Mapping[str, Any], state: Mapping[str, object]) -> MotionAdapter:
+    from diffusers import MotionAdapter
+
+    with quiet(), torch.device("meta"):
+        adapter = MotionAdapter.from_config(dict(settings))
+        if _is_convolution(state):
+            to_convolutions(adapter)
+    return cast("MotionAdapter", adapter)
+
+
+def _is_convolution(names: Mapping[str, object]) -> bool:
+    return any(re.search(r"motion_modules\.\d+\.blocks\.\d+\.conv1\.", name) for name in names)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    from diffusers import MotionAdapter
+
+    try:
+        with quiet():
+            return dict(MotionAdapter.load_config(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} cannot be read: {error}.", "It gives the module's shape.", "Make it again."
+        ) from None
+
+
+def _settings(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], notes: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`MotionAdapter` settings: sizes off the tensors' shapes; heads and groups from config or notes, else official."""
+    widths: list[int] = []
+    layers: list[int] = []
+    while here := [name for name in shapes if name.startswith(f"down_blocks.{len(widths)}.motion_modules.")]:
+        width = next((shapes[name][0] for name in here if name.endswith(WIDTH_OF) and shapes[name]), 0)
+        layers.append(len({name.split(".")[3] for name in here}))
+        widths.append(width)
+    lengths = [shape[1] for name, shape in shapes.items() if name.endswith(DIFFUSERS_PE) and len(shape) == 3]
+    mid_block = any(name.startswith("mid_block.") for name in shapes)
+    preset = notes.get("preset") or guess_preset(tuple(widths), mid_block, lengths[0] if lengths else None)
+    usual = PRESETS[preset].positions if preset in PRESETS else 32
+    positions = lengths[0] if lengths else notes.get("max_frames", usual)
+    heads = config.get("motion_num_attention_heads", notes.get("heads", "8"))
+    groups = config.get("motion_norm_num_groups", notes.get("norm_groups", 32))
+    try:
+        each = [int(head) for head in heads] if isinstance(heads, (list, tuple)) else _numbers(str(heads))
+        found = {
+            "block_out_channels": widths,
+            "motion_layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
+            "motion_num_attention_heads": each[0] if len(set(each)) == 1 else each,
+            "motion_norm_num_groups": int(groups),
+            "motion_max_seq_length": int(positions),
+            "use_motion_mid_block": mid_block,
+        }
+    except (ValueError, TypeError, AttributeError):
+        raise _odd_shape(path, f"heads {heads!r}, groups {groups!r}, positions {positions!r}") from None
+    _check_settings(path, found, each)
+    for name, value in found.items():
+        said = config.get(name, value)
+        said = list(said) if isinstance(said, (tuple, list)) else said
+        if said != value and name != "motion_max_seq_length":
+            raise _odd_shape(path, f"its config.json gives {name} as {said}, and its tensors have {value}")
+    return found
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _check_settings(path: Path, found: Mapping[str, Any], heads: list[int]) -> None:
+    widths = found["block_out_channels"]
+    if not widths:
+        raise _odd_shape(path, "it has no tensors of down_blocks.0")
+    heads = heads * len(widths) if len(heads) == 1 else heads
+    groups, positions = found["motion_norm_num_groups"], found["motion_max_seq_length"]
+    possible = len(heads) == len(widths) and groups > 0 and 0 < positions <= POSITIONS_MAX and min(heads) > 0
+    if not possible or any(
+        width % (2 * head) or width % groups or not 0 < width <= WIDTH_MAX
+        for width, head in zip(widths, heads, strict=True)
+    ):
+        raise _odd_shape(path, f"widths {widths}, heads {heads}, GroupNorm groups {groups}, {positions} positions")
+
+
+def _odd_shape(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} has a shape that no motion module has: {what}.",
+        "The file is damaged, incomplete, or of another kind.",
+        "Make or download it again.",
+    )
+
+
+def _check_tensors(path: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: tensors are missing, unknown, or of other sizes; the message lists them.
+    """
+    wrong = [f"{name} is missing" for name in own if name not in given and not name.endswith(DIFFUSERS_PE)]
+    wrong += [f"{name} is unknown" for name in given if name not in own]
+    wrong += [
+        f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+        for name, tensor in given.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} does not hold the tensors of its motion module: {listed(wrong)}.",
+            "The file is damaged, incomplete, or of another kind.",
+            "Make or download it again.",
+        )
+
+
+def _check_positions_agree(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, first in tensors.items():
+        second = tensors.get(name.replace("attention_blocks.0.pos_encoder", "attention_blocks.1.pos_encoder"))
+        if name.endswith("attention_blocks.0.pos_encoder.pe") and second is not None and not torch.equal(first, second):
+            raise _odd_shape(path, f"the two attentions of {name.split('.temporal')[0]} have unlike positions")
+
+
+def _is_sinusoid(given: Tensor, exact: Tensor) -> bool:
+    """Within what bf16 loses."""
+    return given.shape == exact.shape and bool((given.float() - exact).abs().max() < 1e-2)
+
+
+def _completed(
+    path: Path, notes: dict[str, str], settings: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """With what another tool's file leaves unsaid: the preset by its shape, the official norms, linear betas."""
+    widths, mid = tuple(settings["block_out_channels"]), settings["use_motion_mid_block"]
+    known = any(name.endswith(DIFFUSERS_PE) for name in state)
+    guess = guess_preset(widths, mid, settings["motion_max_seq_length"] if known else None)
+    preset = notes.get("preset", guess)
+    if "preset" not in notes and guess == "v3" and not known:
+        log.warning("The motion module has no positions, by which v1 and v3 are told apart; it is taken for v3.")
+    image = PRESETS[preset].image_group_norm if preset in PRESETS else "per_frame"
+    assumed = {"group_norm": "per_frame", "image_group_norm": image, "beta_schedule": "linear", "stage": KIND}
+    assumed["network"] = "temporal-convolution" if _is_convolution(state) else "temporal-transformer"
+    completed = {**assumed, **({"preset": preset} if preset else {}), **notes}
+    for name, allowed in {"group_norm": NORMS, "image_group_norm": NORMS, "network": (assumed["network"],)}.items():
+        if completed[name] not in allowed:
+            raise _odd_shape(
+                path, f"its metadata say {name} {completed[name]!r}, and {' or '.join(allowed)} is possible"
+            )
+    return completed

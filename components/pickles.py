@@ -1,0 +1,80 @@
+"""Weights in Python pickles (.ckpt, .pt, .pth, .bin), read without running what is in them.
+
+`torch.load(weights_only=True)` rebuilds tensors, containers and numbers, and stops at anything else. What it stops at
+is refused with its reason, never loaded another way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infra.errors import UserError
+
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+
+
+def looks_pickled(start: bytes) -> bool:
+    """By a file's first bytes: a zip archive of torch's, or a bare pickle."""
+    return start.startswith((ZIP, PICKLE))
+
+
+def load_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors by name, unread until they are used where torch can map the file; nested names are joined by dots.
+
+    Of a training checkpoint (`state_dict` beside counters and optimizer state) the weights alone.
+
+    Raises:
+        UserError: it holds something that would have to be run, it is damaged, or no tensors are in it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as handle:
+                mappable = handle.read(4) == ZIP
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+    except Exception as error:  # noqa: BLE001 - a parser on bytes of a stranger's: it fails in every way there is
+        raise _refused(path, error) from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    found: dict[str, Tensor] = {}
+    _collect(content, "", found)
+    if not found:
+        raise UserError(f"{path} is a pickle without tensors.", "It holds no weights.", "Check the path.")
+    for name, tensor in found.items():
+        _check_is_plain(path, name, tensor)
+    return found
+
+
+def _collect(value: Any, name: str, found: dict[str, Tensor], depth: int = 0) -> None:
+    """Numbers and texts beside tensors (epochs, names) are not weights and are passed over."""
+    if isinstance(value, Tensor):
+        found[name] = value.detach()
+    elif isinstance(value, dict) and depth < 8:
+        for key, each in value.items():
+            _collect(each, f"{name}.{key}" if name else str(key), found, depth + 1)
+
+
+def _check_is_plain(path: Path, name: str, tensor: Tensor) -> None:
+    """A stride of zero lets a file of a few bytes claim any number of elements."""
+    plain = tensor.layout is torch.strided and not tensor.is_quantized and type(tensor) is Tensor
+    if not plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise UserError(
+            f"{path} is damaged: {name} is not a plain tensor.", "Nothing was used of it.", "Download it again."
+        )
+
+
+def _refused(path: Path, error: Exception) -> UserError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    blamed = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "")
+    reason = f"{type(error).__name__}: {blamed[:200]}" if blamed else type(error).__name__
+    return UserError(
+        f"{path} is a pickle that cannot be read safely ({reason}).",
+        "Pickles can run code when they are opened. Only tensors are read; this one is damaged or holds more.",
+        "Download the .safetensors version, or convert it on a machine where you trust it.",
+    )
