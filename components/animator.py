@@ -88,7 +88,7 @@ class Animator:
         loras = [(load_motion_lora(lora.path, notes), lora.scale) for lora in models.motion_loras]
         for lora, _ in loras:
             check_fits(lora, video)  # type: ignore[arg-type]
-        controlnets = [load_controlnet(net.path, self._base.unet).to(self._device) for net in models.controlnets]
+        controlnets = [load_controlnet(net.path, self._base).to(self._device) for net in models.controlnets]
 
         for each in (self._image_loras, self._video_loras, stack):
             if each is not None:

@@ -16,16 +16,16 @@ from infra.errors import UserError
 from infra.video import read_mp4
 
 if TYPE_CHECKING:
-    from diffusers import ControlNetModel
+    from diffusers import ControlNetModel, StableDiffusionPipeline
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-def load_controlnet(folder: Path, unet: Any) -> ControlNetModel:
-    """A ControlNet in fp32 for a UNet, from a diffusers folder.
+def load_controlnet(folder: Path, base: StableDiffusionPipeline) -> ControlNetModel:
+    """A ControlNet in fp32 for a base model, from a diffusers folder.
 
     Raises:
-        UserError: not a ControlNet's folder, damaged, or made for a UNet of another family.
+        UserError: not a ControlNet's folder, damaged, or made for a base model of another family.
     """
     from diffusers import ControlNetModel
 
@@ -46,13 +46,13 @@ def load_controlnet(folder: Path, unet: Any) -> ControlNetModel:
         raise UserError(
             f"{folder} could not be loaded as a ControlNet: {first_line(error)}", "It is damaged.", "Download it again."
         ) from None
+    unet, halvings = base.unet, len(net.config.conditioning_embedding_out_channels) - 1
     names = ("block_out_channels", "cross_attention_dim", "layers_per_block", "in_channels")
     wrong = [name for name in names if _plain(net.config[name]) != _plain(unet.config[name])]
-    unmade = [name for name, parameter in net.named_parameters() if parameter.is_meta]
-    if wrong or unmade:
+    if wrong or 2**halvings != base.vae_scale_factor:
         differs = ", ".join(f"{name} {net.config[name]}, not {unet.config[name]}" for name in wrong)
         raise UserError(
-            f"{folder} does not fit the base model: {differs or f'{unmade[0]} is missing'}.",
+            f"{folder} does not fit the base model: {differs or 'other sizes'}.",
             "A ControlNet copies half of the UNet it was made for.",
             "Pass a ControlNet of this base model's family.",
         )

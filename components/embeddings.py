@@ -45,13 +45,12 @@ def add_embedding(pipeline: StableDiffusionPipeline, path: Path, token: str | No
         )
     own = name if name.startswith("<") else path.stem
     word = token or own
-    try:
-        with quiet():
-            pipeline.load_textual_inversion(vectors, token=word)
-    except ValueError:
+    if {word, f"{word}</w>"} & pipeline.tokenizer.get_vocab().keys():
         raise UserError(
             f"The word {word!r} of {path} is one that the tokenizer knows already.",
             "Prompts could not tell the two apart.",
             f"Give it another: {path}:my-word.",
-        ) from None
+        )
+    with quiet():
+        pipeline.load_textual_inversion(vectors, token=word)
     return word

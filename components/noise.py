@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from components.quiet import quiet
+
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
@@ -61,12 +63,13 @@ def inference_scheduler(schedule: BetaSchedule = "linear", sampler: Sampler = "d
         given = {"clip_sample": False}
     if sampler == "dpm++-2m":
         given = {"algorithm_type": "dpmsolver++", "solver_order": 2}
-    return made(
-        num_train_timesteps=TIMESTEPS,
-        beta_start=BETA_START,
-        beta_end=BETA_END,
-        beta_schedule=schedule,
-        steps_offset=1,
-        timestep_spacing="linspace",
-        **given,
-    )
+    with quiet():  # some of them warn of numpy's ways
+        return made(
+            num_train_timesteps=TIMESTEPS,
+            beta_start=BETA_START,
+            beta_end=BETA_END,
+            beta_schedule=schedule,
+            steps_offset=1,
+            timestep_spacing="linspace",
+            **given,
+        )

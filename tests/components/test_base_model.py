@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from components.base_model import BaseModel, LoraFile, fingerprint_of, load_base, vae_sha256
+from components.base_model import BaseModel, EmbeddingFile, LoraFile, fingerprint_of, load_base, vae_sha256
 from infra.errors import UserError
 from infra.pocket.personalised import save_single_file
 
@@ -45,8 +45,6 @@ def kohya(path: Path, **extra: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_a_folder_is_loaded_in_fp32_frozen(base: BaseModel, base_folder: Path) -> None:
-    from safetensors.torch import load_file
-
     pipeline = load_base(base)
     expected = load_file(base_folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(pipeline.unet.state_dict()[name], tensor) for name, tensor in expected.items())
@@ -135,12 +133,24 @@ def test_loras_that_do_not_fit_are_refused(base_folder: Path, tmp_path: Path) ->
         tmp_path / "sd15.safetensors",
     )
     assert "does not fit the base model" in refused(with_lora("sd15.safetensors"))
+    narrow = {f"{key}.lora_down.weight": torch.zeros(4, 32), f"{key}.lora_up.weight": torch.zeros(16, 4)}
+    save_file(narrow, tmp_path / "narrow.safetensors")
+    assert "is (16, 32) and the model's is (32, 32)" in refused(with_lora("narrow.safetensors"))
+    cross = key.replace("attn1_to_q", "attn2_to_k")
+    of_sdxl = {f"{cross}.lora_down.weight": torch.zeros(4, 2048), f"{cross}.lora_up.weight": torch.zeros(640, 4)}
+    save_file(of_sdxl, tmp_path / "xl.safetensors")
+    assert "is a LoRA of SDXL, not a LoRA of an image model" in refused(with_lora("xl.safetensors"))
+    assert "fit no SD 1.x model" in refused(with_lora("xl.safetensors"))
+    kohya(tmp_path / "mid.safetensors", **{f"{key}.lora_mid.weight": torch.zeros(4, 4, 3, 3)})
+    assert "is a LoCon with lora_mid" in refused(with_lora("mid.safetensors"))
+    save_file({f"{key}.lokr_w1": torch.zeros(4, 4)}, tmp_path / "lokr.safetensors")
+    assert "is a LoKr" in refused(with_lora("lokr.safetensors"))
     elsewhere = key.replace("down_blocks_0", "down_blocks_7")
     kohya(
-        tmp_path / "sdxl.safetensors",
+        tmp_path / "deeper.safetensors",
         **{f"{elsewhere}.lora_down.weight": torch.zeros(4, 32), f"{elsewhere}.lora_up.weight": torch.zeros(32, 4)},
     )
-    assert "Of the 4 layers" in refused(with_lora("sdxl.safetensors"))
+    assert "Of the 4 layers" in refused(with_lora("deeper.safetensors"))
     assert "does not exist" in refused(with_lora("nowhere.safetensors"))
 
 
@@ -165,6 +175,14 @@ def test_models_of_other_kinds_are_refused(base_folder: Path, tmp_path: Path) ->
     scheduler = tmp_path / "v" / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
     assert "predicts v_prediction" in refused(BaseModel(path=tmp_path / "v"))
+    for name, changes, says in (
+        ("inpainting", {"in_channels": 9}, "has a UNet with 9 input channels. That is an inpainting"),
+        ("two", {"cross_attention_dim": 1024}, "is a whole Stable Diffusion 2 model (text of width 1024)"),
+    ):
+        shutil.copytree(base_folder, tmp_path / name)
+        unet = tmp_path / name / "unet" / "config.json"
+        unet.write_text(json.dumps(json.loads(unet.read_text()) | changes))
+        assert says in refused(BaseModel(path=tmp_path / name))
     shutil.copytree(base_folder, tmp_path / "part")
     (tmp_path / "part" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert "could not be loaded as a base model" in refused(BaseModel(path=tmp_path / "part"))
@@ -192,3 +210,97 @@ def test_the_fingerprint_is_of_content(base: BaseModel, base_folder: Path, tmp_p
         for scale in (0.5, 1.0)
     ]
     assert len({*(given.fingerprint for given in strengths), fingerprint_of(base).fingerprint}) == 3
+
+
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says", "then"),
+    [
+        ({FIRST: (32, 9, 3, 3)}, "is a whole inpainting model", "takes a mask and a masked picture"),
+        ({FIRST: (32, 4, 3, 3), CROSS: (32, 1024)}, "is a whole Stable Diffusion 2 model", "fit its sizes and not"),
+        ({FIRST: (32, 4, 3, 3), CROSS: (32, 2048)}, "is a whole SDXL model", "do not fit it"),
+    ],
+)
+def test_checkpoints_of_other_families_are_named(
+    shapes: dict[str, tuple[int, ...]], says: str, then: str, tmp_path: Path, base_folder: Path
+) -> None:
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "a.safetensors")
+    message = refused(BaseModel(path=tmp_path / "a.safetensors", reference=base_folder))
+    assert says in message
+    assert then in message
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_base_model_is_whole_or_refused(part: str, base: BaseModel, base_folder: Path, tmp_path: Path) -> None:
+    """diffusers loads both with a line in the log, or with a tensor that has no memory."""
+    prefix = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}[part]
+    save_single_file(load_base(base), tmp_path / "a.safetensors")
+    whole = load_file(tmp_path / "a.safetensors")
+    gone = [name for name in whole if name.startswith(prefix)][7]
+    broken = BaseModel(path=tmp_path / "b.safetensors", reference=base_folder)
+    for tensors, says in (
+        ({name: tensor for name, tensor in whole.items() if name != gone}, "is missing"),
+        (
+            {name: tensor for name, tensor in whole.items() if not name.startswith(prefix)},
+            "is a VAE" if part == "unet" else "holds no",
+        ),
+        ({**whole, gone: torch.zeros(5)}, "not ("),
+    ):
+        save_file(tensors, tmp_path / "b.safetensors")
+        assert says in refused(broken)
+
+    shutil.copytree(base_folder, tmp_path / "folder")
+    file = next((tmp_path / "folder" / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    for changed, says in (
+        (dict(list(tensors.items())[1:]), "is missing"),
+        ({**tensors, "strange": torch.zeros(2)}, "strange is unknown"),
+    ):
+        save_file(changed, file, {"format": "pt"})
+        assert says in refused(BaseModel(path=tmp_path / "folder"))
+    file.write_text("<html>")
+    assert "is a web page" in refused(BaseModel(path=tmp_path / "folder"))
+
+
+def test_a_checkpoint_in_a_pickle_of_tensors_is_loaded(base: BaseModel, base_folder: Path, tmp_path: Path) -> None:
+    save_single_file(load_base(base), tmp_path / "a.safetensors")
+    torch.save({"state_dict": load_file(tmp_path / "a.safetensors"), "epoch": 1}, tmp_path / "a.ckpt")
+    found, expected = (
+        load_base(BaseModel(path=tmp_path / name, reference=base_folder)).unet.state_dict()
+        for name in ("a.ckpt", "a.safetensors")
+    )
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("form", ["a1111", "a1111-pickle", "diffusers"])
+def test_an_embedding_is_a_word_for_its_vectors(form: str, base_folder: Path, tmp_path: Path) -> None:
+    vectors = torch.randn(1 if form == "diffusers" else 3, 128)
+    file = tmp_path / ("bad-hands.pt" if form == "a1111-pickle" else "bad-hands.safetensors")
+    if form == "a1111-pickle":
+        torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "x", "step": 9}, file)
+    else:
+        save_file({"emb_params" if form == "a1111" else "<bad-hands>": vectors}, file)
+    pipeline = load_base(BaseModel(path=base_folder, embeddings=(EmbeddingFile(path=file, token="zorb"),)))
+    prompt = pipeline.maybe_convert_prompt("a zorb circle", pipeline.tokenizer)
+    ids = pipeline.tokenizer(prompt)["input_ids"]
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    assert torch.equal(table[ids[2 : 2 + len(vectors)]], vectors)
+    own = load_base(BaseModel(path=base_folder, embeddings=(EmbeddingFile(path=file),))).tokenizer
+    assert ("<bad-hands>" if form == "diffusers" else "bad-hands") in own.get_vocab()
+
+
+def test_embeddings_that_do_not_fit_are_refused(base_folder: Path, tmp_path: Path) -> None:
+    def with_embedding(tensors: dict[str, torch.Tensor], token: str | None = None) -> str:
+        save_file(tensors, tmp_path / "a.safetensors")
+        file = EmbeddingFile(path=tmp_path / "a.safetensors", token=token)
+        return refused(BaseModel(path=base_folder, embeddings=(file,)))
+
+    assert "trained for Stable Diffusion 1.x" in with_embedding({"emb_params": torch.zeros(2, 768)})
+    both = {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}
+    assert "is a textual-inversion embedding of SDXL" in with_embedding(both)
+    assert "knows already" in with_embedding({"emb_params": torch.zeros(2, 128)}, "red")
+    assert "not as floating-point" in with_embedding({"emb_params": torch.zeros(2, 128, dtype=torch.int32)})
+    assert "file of unknown kind" in with_embedding({"a.b": torch.zeros(2)})

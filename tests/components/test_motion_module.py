@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from components import lora
+from components import lora, temporal
 from components.motion_files import load_motion_module, save_motion_module
 from components.motion_module import (
     MotionModuleConfig,
@@ -18,7 +18,8 @@ from components.motion_module import (
     motion_state,
     temporal_modules,
 )
-from components.names import lora_to_original, motion_to_original
+from components.names import lora_to_original
+from components.presets import BASES
 from infra.errors import UserError
 
 FROM_BASE = MotionModuleConfig(preset="from-base")
@@ -84,25 +85,31 @@ def test_a_trained_motion_module_mixes_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "channels", "parameters", "modules", "keys", "positions"),
+    ("preset", "base", "parameters", "modules", "positions", "image_norm"),
     [
-        ("v1", (320, 640, 1280, 1280), 417_137_600, 20, 560, 24),
-        ("v2", (320, 640, 1280, 1280), 453_209_280, 21, 588, 32),
-        ("v3", (320, 640, 1280, 1280), 417_137_600, 20, 560, 32),
-        ("sdxl-beta", (320, 640, 1280), 236_779_200, 15, 420, 32),
+        ("v1", "sd15", 417_137_600, 20, 24, "pooled"),
+        ("v2", "sd15", 453_209_280, 21, 32, "per_frame"),
+        ("v3", "sd15", 417_137_600, 20, 32, "per_frame"),
+        ("sdxl-beta", "sdxl", 236_779_200, 15, 32, "per_frame"),
     ],
 )
 def test_presets_have_the_released_sizes(
-    preset: Any, channels: tuple[int, ...], parameters: int, modules: int, keys: int, positions: int
+    preset: Any, base: str, parameters: int, modules: int, positions: int, image_norm: str
 ) -> None:
+    """Counts of the released files; tests of formats compare names and shapes."""
+    config = MotionModuleConfig(preset=preset)
     with torch.device("meta"):
-        adapter = fresh_motion_adapter(MotionModuleConfig(preset=preset), sd_unet(channels))
-    original = motion_to_original(adapter.state_dict())
-    assert sum(parameter.numel() for parameter in adapter.parameters()) == parameters
-    assert len(temporal_modules(adapter)) == modules
-    assert len(original) == keys
-    assert {tensor.shape[1] for name, tensor in original.items() if name.endswith("pos_encoder.pe")} == {positions}
-    assert ("mid_block.motion_modules.0.temporal_transformer.norm.weight" in original) == (preset == "v2")
+        adapter = fresh_motion_adapter(config, BASES[base])
+        convolution = fresh_motion_adapter(config.replace(network="temporal-convolution"), BASES[base])
+    assert count(adapter) == parameters
+    assert count(convolution) == pytest.approx(parameters, rel=0.02)
+    assert len(temporal_modules(adapter)) == len(temporal_modules(convolution)) == modules
+    assert (config.positions, config.image_norm, config.group_norm) == (positions, image_norm, "per_frame")
+    assert hasattr(adapter.mid_block, "motion_modules") == (preset == "v2")
+
+
+def count(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_loras_have_the_released_sizes() -> None:
@@ -220,3 +227,85 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     expected, found = gradients(plain), gradients(saving)
     assert expected.keys() == found.keys()
     assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in expected)
+
+
+def test_every_temporal_transformer_is_recomputed() -> None:
+    """Forward runs once more in the backward pass, in the mid block too; diffusers' own switch leaves most out."""
+    unet = image_unet()
+    adapter = fresh_motion_adapter(FROM_BASE, unet)
+    from diffusers import MotionAdapter
+
+    with_mid = MotionAdapter.from_config({**adapter.config, "use_motion_mid_block": True})
+    video = insert(unet, with_mid)
+    checkpoint_activations(video)
+    runs: dict[str, int] = {}
+    for name, module in temporal_modules(video).items():
+        module.proj_in.register_forward_hook(lambda *_, name=name: runs.update({name: runs.get(name, 0) + 1}))
+    video.train()
+    video(torch.randn(1, 4, 3, 8, 8), torch.tensor([500]), torch.randn(3, 32, 128)).sample.mean().backward()
+    assert runs == dict.fromkeys(temporal_modules(video), 2)
+    assert "mid_block.motion_modules.0" in runs
+
+
+def test_attention_is_cut_before_the_batch_is_too_long_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B·h·w = 131,072 sequences of two frames; equal to attention in one piece, no piece past 65,535."""
+    unet = image_unet()
+    block = next(iter(temporal_modules(insert(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))).values()))
+    attention = block.transformer_blocks[0].attn1
+    pieces: list[int] = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        pieces.append(len(query))
+        return plain(query, *args, **kwargs)
+
+    rows = torch.randn(131_072, 2, 32)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    with torch.no_grad():
+        cut = attention(rows)
+        assert sum(pieces) == 131_072
+        assert max(pieces) <= 65_535
+        monkeypatch.setattr(temporal, "CUDA_BATCH_MAX", 10**9)
+        pieces.clear()
+        assert torch.allclose(attention(rows), cut, atol=1e-5)
+        assert pieces == [131_072]
+
+
+def test_a_convolution_over_frames_sees_seven_to_each_side_and_comes_back_from_disk(tmp_path: Path) -> None:
+    unet = image_unet()
+    config = FROM_BASE.replace(network="temporal-convolution")
+    adapter = fresh_motion_adapter(config, unet)
+    z, text, t = torch.randn(1, 4, 4, 8, 8), torch.randn(4, 32, 128), torch.tensor([500])
+    with torch.no_grad():
+        video = insert(unet, adapter)
+        assert torch.allclose(video(z, t, text).sample[:, :, 2], unet(z[:, :, 2], t, text[2:3]).sample, atol=1e-5)
+        save_motion_module(tmp_path / "mm", randomised(adapter), {"preset": "from-base"})
+        read, notes = load_motion_module(tmp_path / "mm")
+        assert notes["network"] == "temporal-convolution"
+        assert torch.equal(insert(unet, read)(z, t, text).sample, insert(unet, adapter)(z, t, text).sample)
+
+        module = next(iter(temporal_modules(insert(unet, adapter)).values()))
+        frames = torch.randn(20, 32, 4, 4)
+        other = frames.clone()
+        other[10] = torch.randn(32, 4, 4)
+        moved = (module(frames, num_frames=20) - module(other, num_frames=20)).abs().flatten(1).amax(1) > 1e-6
+    assert [index for index, changed in enumerate(moved.tolist()) if changed] == list(range(3, 18))
+
+
+def test_official_v1_pools_the_image_norms_and_says_so_in_its_file(tmp_path: Path) -> None:
+    """A model with pooled norms answers otherwise, and survives copies and recomputation."""
+    unet = image_unet()
+    adapter = randomised(fresh_motion_adapter(FROM_BASE, unet))
+    per_frame, pooled = insert(unet, adapter), insert(unet, adapter, "per_frame", "pooled")
+    brightness = torch.linspace(0.5, 2, 4).view(1, 1, -1, 1, 1)
+    z, text, t = torch.randn(1, 4, 4, 8, 8) * brightness, torch.randn(4, 32, 128), torch.tensor([500])
+    with torch.no_grad():
+        assert (per_frame(z, t, text).sample - pooled(z, t, text).sample).abs().max() > 1e-2
+        twin = copy.deepcopy(pooled)
+        pooled(z[:, :, :2], t, text[:2])  # another window in between
+        assert torch.equal(twin(sample=z, timestep=t, encoder_hidden_states=text).sample, pooled(z, t, text).sample)
+    save_motion_module(tmp_path / "mm", adapter, {"image_group_norm": "pooled"})
+    assert load_motion_module(tmp_path / "mm")[1]["image_group_norm"] == "pooled"
+    save_motion_module(tmp_path / "odd", adapter, {"group_norm": "banana"})
+    with pytest.raises(UserError, match="group_norm 'banana', and per_frame or pooled is possible"):
+        load_motion_module(tmp_path / "odd")
