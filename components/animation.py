@@ -10,12 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from components.base_model import BaseModel, fingerprint_of
-from components.formats import weight_file
+from components.formats import existing, weights_input
 from components.noise import BetaSchedule, Sampler
 from infra import artifacts
 from infra.artifacts import Artifact, Input
 from infra.config import Config, execution
-from infra.errors import UserError
 from infra.video import write_gif, write_mp4
 
 if TYPE_CHECKING:
@@ -96,26 +95,14 @@ def inputs_of(models: AnimationModels) -> dict[str, Input]:
     """
     inputs = {"base": fingerprint_of(models.base)}
     if models.motion_module is not None:
-        inputs["motion_module"] = _weights_input(models.motion_module, "motion-module")
+        inputs["motion_module"] = weights_input(models.motion_module, "motion-module")
     for index, lora in enumerate(models.motion_loras):
-        inputs[f"motion_lora_{index}"] = _weights_input(lora.path, "motion-lora")
+        inputs[f"motion_lora_{index}"] = weights_input(lora.path, "motion-lora")
     if models.domain_adapter is not None:
-        inputs["domain_adapter"] = _weights_input(models.domain_adapter.path, "domain-adapter")
+        inputs["domain_adapter"] = weights_input(models.domain_adapter.path, "domain-adapter")
     for index, net in enumerate(models.controlnets):
-        inputs[f"controlnet_{index}"] = artifacts.outside(_there(net.path, "ControlNet"), "controlnet")
+        inputs[f"controlnet_{index}"] = artifacts.outside(existing(net.path, "ControlNet"), "controlnet")
     return inputs
-
-
-def _weights_input(path: Path, kind: str) -> Input:
-    if (_there(path, kind.replace("-", " ")) / artifacts.RECORD).is_file():
-        return artifacts.load(path, kind).as_input()
-    return artifacts.outside(weight_file(path), kind)
-
-
-def _there(path: Path, what: str) -> Path:
-    if not path.exists():
-        raise UserError(f"{path} does not exist.", f"It was given as {what}.", "Check the path.")
-    return path
 
 
 def animate(
@@ -144,7 +131,7 @@ def animate(
     )
     inputs = inputs_of(models) if animator is None else dict(animator.inputs)
     for index, video in enumerate(config.control_videos):
-        inputs[f"control_video_{index}"] = artifacts.outside(_there(video, "control video"), "control-video")
+        inputs[f"control_video_{index}"] = artifacts.outside(existing(video, "control video"), "control-video")
     if done := artifacts.find(out, KIND, identity, inputs):
         return done
     frames = (animator or Animator(models, device)).frames(config)

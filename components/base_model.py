@@ -89,6 +89,7 @@ def fingerprint_of(model: BaseModel) -> artifacts.Input:
     path = resolve(model.path)
     parts: list[Any] = [sha256_path(path)]
     if path.is_file():
+        _checkpoint_header(path)
         parts.append(_configs_sha256(_reference_folder(model.reference)))
     for lora in model.loras:
         read_header(lora.path)
@@ -157,9 +158,7 @@ def _what_else(folder: Path) -> str:
 def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
-    header = read_header(path)
-    if header.kind != "checkpoint":
-        raise _not_a_checkpoint(header)
+    header = _checkpoint_header(path)
     folder = _reference_folder(reference)
     check_single_file(header, folder)
     try:
@@ -176,12 +175,19 @@ def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
         ) from None
 
 
-def _not_a_checkpoint(header: Header) -> UserError:
-    return UserError(
-        f"{header.path} is {KINDS[header.kind]}.",
-        MEANINGS.get(header.kind) or WHAT_IS_A_BASE,
-        OPTIONS.get(header.kind, "Pass a text-to-image model of Stable Diffusion 1.x as the base model."),
-    )
+def _checkpoint_header(path: Path) -> Header:
+    """
+    Raises:
+        UserError: the file is not a whole Stable Diffusion 1.x model.
+    """
+    header = read_header(path)
+    if header.kind != "checkpoint":
+        raise UserError(
+            f"{path} is {KINDS[header.kind]}.",
+            MEANINGS.get(header.kind) or WHAT_IS_A_BASE,
+            OPTIONS.get(header.kind, "Pass a text-to-image model of Stable Diffusion 1.x as the base model."),
+        )
+    return header
 
 
 def _reference_folder(reference: Path | None) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from components import lora
+from components.formats import weight_file
 
 KIND = "domain-adapter"
 WEIGHTS = "domain_adapter.safetensors"
@@ -22,5 +23,5 @@ def add_domain_adapter(unet: nn.Module, rank: int, seed: int) -> dict[str, nn.Pa
 
 
 def load_domain_adapter(path: Path) -> lora.LoraWeights:
-    """From a domain-adapter artifact's folder or a file; raises UserError for a MotionLoRA and for any other kind."""
-    return lora.load(path / WEIGHTS if path.is_dir() else path, KIND)
+    """From a domain-adapter artifact's or a diffusers folder, or a file; raises UserError for any other kind."""
+    return lora.load(weight_file(path), KIND)

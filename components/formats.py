@@ -18,14 +18,21 @@ from components.motion_module import MotionModuleConfig, fresh_motion_adapter
 from components.names import DIFFUSERS_PE, is_original, lora_to_original, motion_from_original
 from components.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape, guess_preset
 from components.weight_files import HASH, read_header, sha256_of_tensors, write_weights
-from components.weight_kinds import KINDS, OURS
+from components.weight_kinds import KINDS, OURS, wrong_kind
 from components.weight_notes import metadata_for
+from infra import artifacts
+from infra.artifacts import Input
 from infra.errors import UserError
 from infra.hashing import sha256_file
 
 DType = Literal["fp32", "fp16", "bf16"]
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FILES = (motion_files.WEIGHTS, "domain_adapter.safetensors", "motion_lora.safetensors")
+FILES = (
+    motion_files.WEIGHTS,
+    "domain_adapter.safetensors",
+    "motion_lora.safetensors",
+    "pytorch_lora_weights.safetensors",
+)
 
 
 def weight_file(path: Path) -> Path:
@@ -40,6 +47,30 @@ def weight_file(path: Path) -> Path:
             raise UserError(f"{path} holds no weights of ours.", f"Looked for {', '.join(FILES)}.", "Check the path.")
         return found[0]
     return path
+
+
+def existing(path: Path, what: str) -> Path:
+    """
+    Raises:
+        UserError: there is nothing at the path that was given as `what`.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist.", f"It was given as {what}.", "Check the path.")
+    return path
+
+
+def weights_input(path: Path, kind: str) -> Input:
+    """Weights of a kind as an artifact's input: an artifact of ours by its fingerprint, else by its bytes.
+
+    Raises:
+        UserError: nothing there, or an artifact of another kind.
+    """
+    if (existing(path, kind.replace("-", " ")) / artifacts.RECORD).is_file():
+        found = artifacts.load(path)
+        if found.kind in KINDS and found.kind != kind:
+            raise wrong_kind(path, found.kind, kind)
+        return artifacts.load(path, kind).as_input()
+    return artifacts.outside(weight_file(path), kind)
 
 
 def export_original(source: Path, target: Path, dtype: DType | None = None) -> Path:
@@ -78,11 +109,16 @@ def export_original(source: Path, target: Path, dtype: DType | None = None) -> P
 
 
 def import_original(
-    source: Path, target: Path, preset: PresetName | None = None, group_norm: GroupNormMode | None = None
+    source: Path,
+    target: Path,
+    preset: PresetName | None = None,
+    group_norm: GroupNormMode | None = None,
+    max_frames: int | None = None,
 ) -> Path:
     """Writes a file in the original format in diffusers': a motion module as a folder, a LoRA as a file.
 
-    `preset` and `group_norm` say of a motion module what its file leaves open.
+    `preset` and `group_norm` say of a motion module what its file leaves open; `max_frames` gives it positions for
+    another longest window.
 
     Raises:
         UserError: not in the original format, or not whole.
@@ -94,6 +130,8 @@ def import_original(
         )
     if header.kind == motion_files.KIND:
         given = motion_files.read_motion(source)
+        if max_frames is not None:
+            given = given.with_positions(max_frames)
         said: dict[str, str] = {}
         if preset is not None:
             said |= {"preset": preset, "image_group_norm": PRESETS[preset].image_group_norm}

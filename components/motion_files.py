@@ -46,6 +46,12 @@ class MotionWeights:
     state: dict[str, Tensor]
     notes: dict[str, str]
 
+    def with_positions(self, count: int) -> MotionWeights:
+        """The same weights for another longest window, in frames; the file's own positions are left out."""
+        state = {name: tensor for name, tensor in self.state.items() if not name.endswith(DIFFUSERS_PE)}
+        settings = {**self.settings, "motion_max_seq_length": count}
+        return MotionWeights(self.path, settings, state, {**self.notes, "max_frames": str(count)})
+
 
 def is_motion_folder(path: Path) -> bool:
     return (path / "config.json").is_file() and (path / WEIGHTS).is_file()
@@ -89,9 +95,10 @@ def load_motion_module(path: Path, max_frames: int | None = None) -> tuple[Motio
     from diffusers import MotionAdapter
 
     given = read_motion(path)
-    settings = given.settings if max_frames is None else {**given.settings, "motion_max_seq_length": max_frames}
+    if max_frames is not None:
+        given = given.with_positions(max_frames)
     with quiet():
-        adapter = MotionAdapter.from_config(settings)
+        adapter = MotionAdapter.from_config(given.settings)
     if given.notes["network"] == "temporal-convolution":
         to_convolutions(adapter)
     own = adapter.state_dict()
@@ -99,7 +106,7 @@ def load_motion_module(path: Path, max_frames: int | None = None) -> tuple[Motio
     strange = [
         name
         for name, tensor in given.state.items()
-        if name.endswith(DIFFUSERS_PE) and max_frames is None and not _is_sinusoid(tensor, own[name])
+        if name.endswith(DIFFUSERS_PE) and not _is_sinusoid(tensor, own[name])
     ]
     if strange:
         log.warning("%s holds positions of its own, not sinusoids; they are used as they are.", path)

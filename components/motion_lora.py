@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from components import lora
+from components.formats import weight_file
 from infra.logs import get_logger
 
 KIND = "motion-lora"
@@ -25,9 +26,9 @@ def add_motion_lora(unet: nn.Module, rank: int, seed: int) -> dict[str, nn.Param
 
 
 def load_motion_lora(path: Path, module_notes: Mapping[str, str] | None = None) -> lora.LoraWeights:
-    """From a motion-lora artifact's folder or a file; warns when it was trained on another preset than the motion
-    module of these notes. Raises UserError for a domain adapter and for any other kind."""
-    weights = lora.load(path / WEIGHTS if path.is_dir() else path, KIND)
+    """From a motion-lora artifact's or a diffusers folder, or a file; warns when it was trained on another preset than
+    the motion module of these notes. Raises UserError for any other kind."""
+    weights = lora.load(weight_file(path), KIND)
     trained_on, preset = weights.notes.get("preset"), (module_notes or {}).get("preset")
     if trained_on and preset and trained_on != preset:
         log.warning("%s was trained on a %s motion module and is used with a %s one.", path, trained_on, preset)

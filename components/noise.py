@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
 BetaSchedule = Literal["linear", "scaled_linear"]
-Sampler = Literal["ddim", "ddpm", "euler", "euler-ancestral", "dpm++-2m", "pndm"]
+Sampler = Literal["ddim", "ddpm", "euler", "euler-ancestral", "dpm++-2m", "pndm", "lcm"]
 SAMPLERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -23,6 +23,7 @@ SAMPLERS: dict[str, str] = {
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
     "dpm++-2m": "DPMSolverMultistepScheduler",
     "pndm": "PNDMScheduler",
+    "lcm": "LCMScheduler",
 }
 
 

@@ -19,7 +19,7 @@ from components import domain_adapter as adapters
 from components import lora, motion_lora
 from components.base_model import BaseModel, fingerprint_of, load_base, vae_sha256
 from components.batch import BatchSource
-from components.formats import motion_notes, weight_file
+from components.formats import motion_notes, weights_input
 from components.lora_stack import LoraStack
 from components.motion_files import load_motion_module, shape_notes
 from components.motion_module import (
@@ -128,7 +128,8 @@ def train_motion_module(
     """
     kind = "motion-module"
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, kind)}
-    inputs |= _given("domain_adapter", domain_adapter, adapters.KIND)
+    if domain_adapter is not None:
+        inputs["domain_adapter"] = weights_input(domain_adapter, adapters.KIND)
     if done := artifacts.find(out, kind, config, inputs):
         return done
     with artifacts.draft(out, kind, config, inputs, resumable=True) as draft:
@@ -168,8 +169,9 @@ def train_motion_lora(
         TrainingStoppedError: Ctrl-C or SIGTERM; the same call goes on from there.
     """
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, motion_lora.KIND)}
-    inputs |= _given("motion_module", motion_module, "motion-module")
-    inputs |= _given("domain_adapter", domain_adapter, adapters.KIND)
+    inputs["motion_module"] = weights_input(motion_module, "motion-module")
+    if domain_adapter is not None:
+        inputs["domain_adapter"] = weights_input(domain_adapter, adapters.KIND)
     if done := artifacts.find(out, motion_lora.KIND, config, inputs):
         return done
     with artifacts.draft(out, motion_lora.KIND, config, inputs, resumable=True) as draft:
@@ -269,18 +271,7 @@ def _start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, 
 
 
 def _start(path: Path | None, kind: str) -> dict[str, Input]:
-    return _given("init_from", path, kind)
-
-
-def _given(name: str, path: Path | None, kind: str) -> dict[str, Input]:
-    """A weight file or folder as an input: an artifact of ours by its fingerprint, else by its bytes."""
-    if path is None:
-        return {}
-    if not path.exists():
-        raise UserError(f"{path} does not exist.", f"It was given as {name.replace('_', ' ')}.", "Check the path.")
-    if (path / artifacts.RECORD).is_file():
-        return {name: artifacts.load(path, kind).as_input()}
-    return {name: artifacts.outside(path if path.is_file() else weight_file(path), kind)}
+    return {} if path is None else {"init_from": weights_input(path, kind)}
 
 
 def _notes(

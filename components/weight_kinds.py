@@ -29,6 +29,9 @@ KINDS = {
     "textual-inversion": "a textual-inversion embedding",
     "sdxl-textual-inversion": "a textual-inversion embedding of SDXL",
     "controlnet": "a ControlNet",
+    "sparsectrl": "a SparseCtrl encoder",
+    "pia": "a motion module of PIA, which takes a picture as more input",
+    "hotshot-xl": "a motion module of Hotshot-XL",
     "unet": "the UNet of a diffusers folder",
     "vae": "a VAE",
     "unknown": "a file of unknown kind",
@@ -54,6 +57,9 @@ MEANINGS = {
     "locon-mid": "lora_mid is not supported: only plain LoRA and LoCon (lora_down, lora_up, alpha) are.",
     "dora": "DoRA is not supported: only plain LoRA (lora_down, lora_up, alpha) is.",
     "lycoris": "Only plain LoRA (lora_down, lora_up, alpha) is supported.",
+    "pia": "Its first layer takes nine channels; without it the rest would not do what it was trained for.",
+    "hotshot-xl": "It has other temporal layers than AnimateDiff.",
+    "sparsectrl": "It steers a motion module by single frames, which is not supported.",
     "inpainting-checkpoint": "Its UNet takes a mask and a masked picture as more input; motion modules take neither.",
     "pix2pix-checkpoint": "Its UNet takes a picture as more input; motion modules were not trained with one.",
     "sd2-checkpoint": "Motion modules of SD 1.5 fit its sizes and not its features: frames would be noise.",
@@ -95,7 +101,13 @@ def kind_of(shapes: Shapes) -> str:
     if any(name.startswith(("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")) for name in names):
         return _checkpoint_kind(shapes)
     if has("motion_modules."):
+        if has("controlnet_cond_embedding.", "controlnet_down_blocks."):
+            return "sparsectrl"
+        if shapes.get("conv_in.weight", (0, 4))[1:2] != (4,):
+            return "pia"
         return "motion-lora" if low_rank else "motion-module"
+    if has("temporal_attentions."):
+        return "hotshot-xl"
     if low_rank and has(".attentions."):
         return "domain-adapter"
     if has("controlnet_cond_embedding.", "control_model.", "controlnet_down_blocks."):

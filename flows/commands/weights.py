@@ -37,7 +37,7 @@ class DType(StrEnum):
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
     weights: Annotated[
-        Path | None, typer.Argument(metavar="[WEIGHTS]", help="A weight file or an artifact's folder.")
+        Path | None, typer.Argument(metavar="WEIGHTS", help="A weight file or an artifact's folder.")
     ] = None,
     fresh: Annotated[
         Preset | None, typer.Option(help="Write an untrained motion module of this preset instead.")
@@ -81,6 +81,9 @@ def import_(
         GroupNorm | None,
         typer.Option(help="Its temporal transformers' norm: pooled if it was trained with stock diffusers."),
     ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Longest window of a motion module; its positions are made anew.")
+    ] = None,
 ) -> None:
     """Reads the original format and writes what diffusers and this project load, tensors bit for bit.
 
@@ -91,6 +94,7 @@ def import_(
     given: dict[str, Any] = {
         "preset": None if preset is None else preset.value,
         "group_norm": None if group_norm is None else group_norm.value,
+        "max_frames": max_frames,
     }
     typer.echo(f"Wrote {import_original(weights, out, **given)}")
 

@@ -225,6 +225,11 @@ def test_other_lengths_of_positions_are_made_anew(tmp_path: Path) -> None:
         pe = adapter.state_dict()["down_blocks.1.motion_modules.0.transformer_blocks.0.pos_embed.pe"]
         assert torch.allclose(pe, names.sinusoid(frames or 32, 64), atol=1e-6)  # not what fp16 left of them
         assert adapter.config.motion_max_seq_length == (frames or 32)
+    folder = import_original(tmp_path / "a.safetensors", tmp_path / "folder", max_frames=48)
+    assert describe(folder)["max_frames"] == "48"
+    back = load_file(export_original(folder, tmp_path / "b.safetensors"))
+    assert {tuple(back.pop(name).shape[:2]) for name in list(back) if name.endswith(".pe")} == {(1, 48)}
+    assert equal(back, {name: tensor for name, tensor in tensors.items() if not name.endswith(".pe")})
 
 
 def test_positions_that_are_no_sinusoids_are_kept_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -147,6 +147,7 @@ def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 LDM = "model.diffusion_model.input_blocks.0.0.weight"
+MOTION = "down_blocks.0.motion_modules.0.a"
 CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
@@ -173,6 +174,13 @@ CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.
         ("textual-inversion", {"<cat-toy>": (768,)}),
         ("sdxl-textual-inversion", {"clip_l": (3, 768), "clip_g": (3, 1280)}),
         ("controlnet", {"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3)}),
+        (
+            "sparsectrl",
+            {"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), MOTION: ()},
+        ),
+        ("pia", {"conv_in.weight": (320, 9, 3, 3), MOTION: ()}),
+        ("motion-module", {"conv_in.weight": (320, 4, 3, 3), MOTION: ()}),
+        ("hotshot-xl", {"down_blocks.0.temporal_attentions.0.pos_encoder.positional_encoding": (1, 24, 320)}),
         ("unknown", {"a": (1,)}),
         ("unknown", {}),
     ],

@@ -1,5 +1,6 @@
 """The command line: all commands, quick help, and a newcomer's mistakes as one line with exit code 2."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ COMMANDS = [
     "train motion-module", "train motion-lora", "animate", "weights export", "weights import", "weights info",
     "benchmark", "up", "run", "pocket build", "pocket clips",
 ]  # fmt: skip
+POCKET = Path(__file__).parents[2] / "infra" / "pocket" / "weights"
 HEAVY = ("torch", "diffusers", "transformers", "prefect", "ray", "numpy", "pandas", "pyarrow", "great_expectations")
 
 
@@ -188,3 +190,46 @@ def test_pocket_clips_are_drawn_in_webvid_form(animateflow, tmp_path: Path):
     assert lines[0] == "videoid,contentUrl,duration,page_dir,name"
     assert len(list((tmp_path / "clips").rglob("*.mp4"))) == len(lines) - 1 == 2
     mistake(animateflow("pocket", "clips", "--domain", "dirty", "--out", tmp_path / "x"), "'dirty'", "clean, stock")
+
+
+def test_weights_given_as_other_weights(animateflow, tmp_path: Path):
+    """Artifacts and bare files alike: the message says what they are and where they belong."""
+    folder, out = POCKET / "domain-adapter", tmp_path / "o"
+    module = ("--motion-module", POCKET / "motion-module")
+    for given in (folder, folder / "domain_adapter.safetensors"):
+        outcome = animateflow("animate", "--prompt", "x", *module, "--motion-lora", given, "--out", out)
+        mistake(outcome, "is a domain adapter, not a MotionLoRA", "not trained on motion", "--domain-adapter")
+    lora = POCKET / "motion-lora-zoom-in"
+    outcome = animateflow("animate", "--prompt", "x", "--motion-module", lora, "--out", out)
+    mistake(outcome, "is a MotionLoRA, not a motion module", "Pass it as --motion-lora")
+    outcome = animateflow("animate", "--prompt", "x", "--base", POCKET / "neon.safetensors", "--out", out)
+    mistake(outcome, "is a LoRA of an image model", "Pass it as --lora")
+    outcome = animateflow("animate", "--prompt", "x", *module, "--controlnet", lora, "--out", out)
+    mistake(outcome, "is not a ControlNet")
+
+
+def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path):
+    from safetensors.torch import load_file
+
+    file, folder, again = tmp_path / "a.safetensors", tmp_path / "folder", tmp_path / "b.safetensors"
+    assert animateflow("weights", "export", POCKET / "motion-module", "--out", file).code == 0
+    assert animateflow("weights", "import", file, "--out", folder).code == 0
+    assert animateflow("weights", "export", folder, "--out", again).code == 0
+    first, second = load_file(file), load_file(again)
+    assert first.keys() == second.keys()
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+    described = json.loads(animateflow("weights", "info", file, "--hash", "--json").out)
+    assert (described["kind"], described["format"], described["parameters"]) == ("motion-module", "original", 958_272)
+    assert described["hash_sha256"] == described["metadata"]["modelspec.hash_sha256"]
+    assert "motion-module" in animateflow("weights", "info", file).out
+    mistake(animateflow("weights", "import", folder, "--out", tmp_path / "x"), "folder")
+
+
+def test_a_fresh_motion_module_from_its_preset_alone(animateflow, tmp_path: Path):
+    out = tmp_path / "fresh.safetensors"
+    done = animateflow("weights", "export", "--fresh", "from-base", "--base", POCKET / "base", "--out", out)
+    assert done.code == 0
+    assert "from-base" in animateflow("weights", "info", out).out
+    mistake(animateflow("weights", "export", "--fresh", "v2", "--base", "sdxl", "--out", out), "Preset v2 is for")
+    mistake(animateflow("weights", "export", "--out", out), "Either weights or --fresh")
+    assert animateflow("weights", "export", "--fresh", "v9", "--out", out).code == 2
