@@ -5,25 +5,23 @@ Conversions rename tensors and keep their dtype and bytes; every file that is wr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from components import lora, motion_files
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter
-from components.names import DIFFUSERS_PE, is_original, lora_to_original, motion_from_original
-from components.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape, guess_preset
-from components.weight_files import HASH, read_header, sha256_of_tensors, write_weights
+from components.names import DIFFUSERS_PE, is_original, lora_to_original
+from components.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape
+from components.weight_files import read_header, write_weights
 from components.weight_kinds import KINDS, OURS, wrong_kind
 from components.weight_notes import metadata_for
 from infra import artifacts
 from infra.artifacts import Input
 from infra.errors import UserError
-from infra.hashing import sha256_file
 
 DType = Literal["fp32", "fp16", "bf16"]
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -129,6 +127,7 @@ def import_original(
             f"{source} is {KINDS[header.kind]}, and not in the original format.", "", "Name a file in that format."
         )
     if header.kind == motion_files.KIND:
+        _check_free(target)
         given = motion_files.read_motion(source)
         if max_frames is not None:
             given = given.with_positions(max_frames)
@@ -140,9 +139,30 @@ def import_original(
         notes = given.notes | _shape_of(given) | said
         motion_files.write_motion_folder(target, motion_files.empty_adapter(given), _with_positions(given), notes)
     else:
+        given_to_a_lora = {"--preset": preset, "--group-norm": group_norm, "--max-frames": max_frames}
+        if vain := [name for name, value in given_to_a_lora.items() if value is not None]:
+            raise UserError(
+                f"{' and '.join(vain)} say something of a motion module, and {source} is {KINDS[header.kind]}.",
+                "A LoRA has nothing of the kind.",
+                "Leave them out.",
+            )
         weights = lora.load(source, header.kind)
         write_weights(target, weights.state, metadata_for(weights.noted | {"stage": header.kind}, original=False))
     return target
+
+
+def _check_free(folder: Path) -> None:
+    """
+    Raises:
+        UserError: something else than a motion module is there.
+    """
+    taken = folder.exists() and not motion_files.is_motion_folder(folder)
+    if taken and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} is {'a file' if folder.is_file() else 'a folder with other files'}.",
+            "A motion module is imported into a folder of its own.",
+            "Name a new folder.",
+        )
 
 
 def export_fresh(
@@ -214,71 +234,3 @@ def _with_positions(given: motion_files.MotionWeights) -> dict[str, Tensor]:
 
 def _shape_of(given: motion_files.MotionWeights) -> dict[str, str]:
     return {name: str(value) for name, value in motion_files.shape_notes(motion_files.empty_adapter(given)).items()}
-
-
-def describe(path: Path, hashes: bool = False) -> dict[str, Any]:
-    """What a weight file is, from its header alone: for `animateflow weights info`.
-
-    Keys: path, kind, title, format (original, diffusers or other), preset, group_norm, image_group_norm, rank, tensors,
-    parameters, dtypes, max_frames, hash_sha256 (of its tensors, as its maker noted it), metadata. With `hashes` the
-    file is read whole: sha256 (its first ten digits are the AutoV2 hash of UIs), and whether hash_sha256 is right.
-
-    Raises:
-        UserError: no readable weight file there; or its tensors are not those that their maker hashed.
-    """
-    file = weight_file(path)
-    header = read_header(file)
-    ours = header.kind in OURS
-    notes = header.notes | (_motion_notes(header.shapes, header.notes) if header.kind == motion_files.KIND else {})
-    found: dict[str, Any] = {
-        "path": str(file),
-        "kind": header.kind,
-        "title": KINDS[header.kind],
-        "format": ("original" if is_original(header.shapes) else "diffusers") if ours else "other",
-        "preset": notes.get("preset"),
-        "group_norm": notes.get("group_norm"),
-        "image_group_norm": notes.get("image_group_norm"),
-        "rank": _rank(header.shapes),
-        "tensors": len(header.shapes),
-        "parameters": header.parameters,
-        "dtypes": sorted(set(header.dtypes.values())),
-        "max_frames": notes.get("max_frames"),
-        "hash_sha256": header.metadata.get(HASH),
-        "metadata": dict(sorted(header.metadata.items())),
-    }
-    if hashes:
-        found["sha256"] = sha256_file(file)
-        if found["hash_sha256"] is not None:
-            _check_hash(file, found["hash_sha256"])
-    return found
-
-
-def _check_hash(file: Path, noted: str) -> None:
-    actual = sha256_of_tensors(file)
-    if actual.removeprefix("0x") != noted.removeprefix("0x").lower():
-        raise UserError(
-            f"The tensors of {file} have the hash {actual[:18]}…, and its maker noted {noted[:18]}….",
-            "It was damaged or edited after it was written.",
-            "Download or copy it again.",
-        )
-
-
-def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    downs = (shape[0] for name, shape in shapes.items() if re.search(r"(lora_A|lora_down|lora\.down)\.weight$", name))
-    return next(downs, None)
-
-
-def _motion_notes(shapes: Mapping[str, tuple[int, ...]], notes: Mapping[str, str]) -> dict[str, str]:
-    """Preset, norms and window by the shapes where the file does not say."""
-    names = motion_from_original(shapes)
-    widths: list[int] = []
-    while shape := names.get(f"down_blocks.{len(widths)}.motion_modules.0.norm.weight"):
-        widths.append(shape[0])
-    lengths = {shape[1] for name, shape in names.items() if name.endswith(DIFFUSERS_PE) and len(shape) == 3}
-    positions = next(iter(lengths), None)
-    guess = guess_preset(tuple(widths), any(name.startswith("mid_block.") for name in names), positions)
-    preset = notes.get("preset", guess)
-    image = PRESETS[preset].image_group_norm if preset in PRESETS else "per_frame"
-    found = {"preset": preset, "group_norm": "per_frame (assumed: the official one)", "image_group_norm": image}
-    found |= {"max_frames": None if positions is None else str(positions), **notes}
-    return {name: value for name, value in found.items() if value is not None}

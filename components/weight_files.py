@@ -6,6 +6,7 @@ checked by `safetensors_header`, pickles opened by `pickles`; a name that promis
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -177,19 +178,31 @@ def _unwrapped(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes safetensors with this metadata, whole or not at all, and the hash of its tensors as the field
-    `modelspec.hash_sha256` that the SAI Model Spec describes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    `modelspec.hash_sha256` that the SAI Model Spec describes.
+
+    Raises:
+        UserError: the file cannot be written; what was there before stays.
+    """
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())}
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode  # follows the umask; safetensors writes files for its user alone
         save_file(plain, partial, metadata={"format": "pt", **metadata, HASH: "0x" + "0" * 64})
         partial.chmod(mode)
         _finish_header(partial)
         partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{path} cannot be written: {reason}.",
+            "What was there before is untouched.",
+            "Name a file in a folder that you can write to, with room for it.",
+        ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _finish_header(path: Path) -> None:

@@ -110,7 +110,7 @@ def info(
     """Says what a weight file is, by its header: kind, preset, norms, rank, hash, and what its maker noted."""
     import json
 
-    from components.formats import describe
+    from components.weight_info import describe
 
     described = describe(weights, hashes)
     if as_json:

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components import formats, lora, motion_files
-from components.formats import describe, export_fresh, export_original, import_original
+from components.formats import export_fresh, export_original, import_original
 from components.motion_files import load_motion_module
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter
 from components.names import lora_to_diffusers, motion_to_original
 from components.presets import PRESETS
+from components.weight_info import describe
 from infra.errors import UserError
 from tests.components import original_names as names
 

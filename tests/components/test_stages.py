@@ -86,7 +86,7 @@ def test_stage_two_trains_on_the_adapter_at_scale_one(
 
 
 def test_the_artifacts_say_what_they_are(trained: dict[str, Path]) -> None:
-    from components.formats import describe
+    from components.weight_info import describe
 
     record = artifacts.load(trained["motion-module"], "motion-module").record
     assert set(record["inputs"]) == {"base", "cache", "domain_adapter"}

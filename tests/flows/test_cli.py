@@ -224,6 +224,19 @@ def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path)
     assert "motion-module" in animateflow("weights", "info", file).out
     mistake(animateflow("weights", "import", folder, "--out", tmp_path / "x"), "folder")
 
+    before = file.read_bytes()
+    mistake(animateflow("weights", "import", file, "--out", file), "is a file", "Name a new folder")
+    mistake(animateflow("weights", "import", file, "--out", tmp_path), "a folder with other files")
+    mistake(animateflow("weights", "export", folder, "--out", tmp_path), "cannot be written", "untouched")
+    mistake(animateflow("weights", "export", folder, "--out", file / "b.safetensors"), "cannot be written")
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "folder"]
+    lora = tmp_path / "lora.safetensors"
+    assert animateflow("weights", "export", POCKET / "motion-lora-zoom-in", "--out", lora).code == 0
+    back = tmp_path / "back.safetensors"
+    mistake(animateflow("weights", "import", lora, "--preset", "v1", "--out", back), "--preset say")
+    assert animateflow("weights", "import", lora, "--out", back).code == 0
+
 
 def test_a_fresh_motion_module_from_its_preset_alone(animateflow, tmp_path: Path):
     out = tmp_path / "fresh.safetensors"
