@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from components.batch import ClipBatch
 from data_prep.clip_index import read_index
-from data_prep.order import Order, Places, key_of
+from data_prep.order import Order, Places
 from data_prep.row_reader import RowReader, version_of
 from data_prep.rows import CachedClip
 from infra import artifacts
+from infra.chance import generator_of, key_of
 from infra.errors import UserError, WorkError
 
 Float16 = NDArray[np.float16]
@@ -113,7 +114,7 @@ class LatentCache:
             samples = order.samples(step, rank, ranks)
             chosen = clips[order.places(samples)]
             starts = order.starts(samples, self._index.frames[chosen] - frames + 1)
-            noise = [_normal(noise_key, sample) for sample in samples] if posterior == "sample" else None
+            noise = [generator_of(noise_key, sample) for sample in samples] if posterior == "sample" else None
             return self._batch(chosen, starts, frames, noise)
 
         return _ahead(batch, start_step, prefetch)
@@ -210,10 +211,6 @@ class LatentCache:
             "A clip is never repeated or slowed down to fill a window.",
             "Train with fewer frames, or build the cache with a larger frames_min.",
         )
-
-
-def _normal(key: np.uint64, sample: np.uint64) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([key, sample], np.uint64)))
 
 
 def _check_numbers(batch_size: int, frames: int, start_step: int, rank: int, ranks: int, prefetch: int) -> None:

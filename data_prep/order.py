@@ -7,12 +7,13 @@ with every version of every library, and step 10¹⁵ costs what step 0 costs.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from infra.chance import key_of
 
 Unsigned = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -27,11 +28,6 @@ def splitmix64(seed: Unsigned | np.uint64, index: Unsigned) -> Unsigned:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def key_of(use: str, seed: int) -> np.uint64:
-    """A seed for each use of a seed, so that no two uses share their numbers."""
-    return np.uint64(int.from_bytes(hashlib.sha256(f"{use} {seed}".encode()).digest()[:8], "big"))
 
 
 def shuffled(places: Unsigned, epochs: Unsigned, count: int, key: np.uint64) -> Unsigned:
