@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from components.quiet import quiet
-from components.weight_files import Header, read_header
+from components.weight_files import Header, check_floats, read_header
 from infra.errors import UserError, listed
 
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
 # What published checkpoints carry in the text encoder beside the weights that Stable Diffusion uses.
+REWRITTEN = (".attn_1.", ".loss.")  # the converter copies the first; the second is of the VAE's training
 UNUSED = ("position_ids", "logit_scale", "text_projection", "text_projection.weight")
 
 
@@ -47,6 +48,7 @@ def check_single_file(header: Header, reference: Path) -> None:
                 "It was published without one, to be used with the base model's own.",
                 "Take the full version of the file, or build a diffusers folder from it.",
             )
+        check_floats(header, (name for name in shapes if not name.endswith(UNUSED)))
         config = _config_of(reference, part)
         with quiet(), torch.device("meta"):
             given = {name: torch.empty(shape) for name, shape in shapes.items()}
@@ -54,6 +56,14 @@ def check_single_file(header: Header, reference: Path) -> None:
                 found = convert[part](given, config)
             except (KeyError, IndexError, AttributeError, RuntimeError, ValueError) as error:
                 raise _does_not_fit(header.path, reference, f"its {part} cannot be mapped: {error}", advice) from None
+        used = {id(tensor) for tensor in found.values()}
+        strange = [
+            f"{name.removeprefix(prefix)} is unknown"
+            for name, tensor in given.items()
+            if id(tensor) not in used and not name.endswith(UNUSED) and not any(part in name for part in REWRITTEN)
+        ]
+        if strange:
+            raise _does_not_fit(header.path, reference, listed(strange), advice)
         if wrong := _differences(
             part, config, {name: tuple(each.shape) for name, each in found.items() if each is not None}
         ):
@@ -82,7 +92,7 @@ def _config_of(folder: Path, part: str) -> dict[str, Any]:
     file = folder / part / "config.json"
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{file} cannot be read: {error}.", "It gives the part's sizes.", "Download it again."
         ) from None

@@ -20,7 +20,7 @@ from components.hub import WHAT_IS_A_BASE, first_line, from_hub
 from components.hub import resolve as resolve
 from components.kohya import fold_lora
 from components.quiet import quiet
-from components.weight_files import Header, read_header
+from components.weight_files import LARGEST, Header, read_header
 from components.weight_kinds import KINDS, MEANINGS, OPTIONS
 from infra import artifacts
 from infra.config import Config
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 HUB_REFERENCE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
@@ -74,6 +75,7 @@ def load_base(model: BaseModel, device: str | torch.device = "cpu") -> StableDif
     """
     path = resolve(model.path)
     pipeline = _from_folder(path) if path.is_dir() else _from_file(path, model.reference)
+    _check_numbers(path, pipeline)
     for lora in model.loras:
         fold_lora(pipeline.unet, pipeline.text_encoder, lora.path, lora.scale)
     for embedding in model.embeddings:
@@ -125,7 +127,7 @@ def _from_folder(folder: Path) -> StableDiffusionPipeline:
         )
     try:
         described = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{index} is not readable JSON.", WHAT_IS_A_BASE, "Download the model again.") from None
     made_for = described.get("_class_name", "nothing")
     if made_for not in {"StableDiffusionPipeline", "AnimateDiffPipeline"}:
@@ -140,7 +142,7 @@ def _from_folder(folder: Path) -> StableDiffusionPipeline:
                 folder, dtype=torch.float32, safety_checker=None, feature_extractor=None, image_encoder=None,
                 requires_safety_checker=False, local_files_only=True, use_safetensors=True, variant=variant,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(
             f"{folder} could not be loaded as a base model: {first_line(error)}",
             "A part is missing or damaged, or its weights are pickles (.bin), which are never opened.",
@@ -157,6 +159,7 @@ def _what_else(folder: Path) -> str:
 
 def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     header = _checkpoint_header(path)
     folder = _reference_folder(reference)
@@ -167,7 +170,7 @@ def _from_file(path: Path, reference: Path | None) -> StableDiffusionPipeline:
                 str(path), config=str(folder), local_files_only=True, dtype=torch.float32,
                 safety_checker=None, feature_extractor=None, image_encoder=None,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (SingleFileComponentError, *LOADING_ERRORS) as error:
         raise UserError(
             f"{path} could not be loaded with the configs of {folder}: {first_line(error)}",
             "Its sizes or names differ from the reference model's, or a part (VAE, text encoder) is not in the file.",
@@ -231,9 +234,24 @@ def _check_is_sd1(folder: Path) -> None:
         )
 
 
+def _check_numbers(path: Path, pipeline: StableDiffusionPipeline) -> None:
+    """
+    Raises:
+        UserError: a weight is NaN, infinite, or larger than any weight is.
+    """
+    for part in ("unet", "vae", "text_encoder"):
+        for name, parameter in getattr(pipeline, part).named_parameters():
+            if parameter.numel() and not float(parameter.detach().abs().max()) <= LARGEST:
+                raise UserError(
+                    f"{path} holds NaN, infinite or enormous numbers in {part}.{name}.",
+                    "The file is damaged, or it overflowed when it was made fp16.",
+                    "Download it again, or take another version of it.",
+                )
+
+
 def _config(file: Path) -> dict[str, Any]:
     """Of a part; empty where there is none, which the loader then says."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}

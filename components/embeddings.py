@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from components.quiet import quiet
 from components.weight_files import check_floats, read_header, read_weights
 from components.weight_kinds import wrong_kind
-from infra.errors import UserError
+from infra.errors import UserError, listed
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -33,7 +33,17 @@ def add_embedding(pipeline: StableDiffusionPipeline, path: Path, token: str | No
         raise wrong_kind(path, header.kind, KIND)
     check_floats(header, header.shapes)
     _, tensors = read_weights(path)
-    name = next(name for name in tensors if name == "emb_params" or "string_to_param" in name or len(tensors) == 1)
+    if len(tensors) != 1:
+        raise UserError(
+            f"{path} holds more than one tensor: {listed(sorted(tensors))}.",
+            "An embedding is one; what the others are for is not known.",
+            "Download it again.",
+        )
+    name = next(iter(tensors))
+    if not tensors[name].numel():
+        raise UserError(
+            f"{path} holds no vector; an embedding has one vector or more.", "It is empty.", "Get it again."
+        )
     vectors = tensors[name].reshape(-1, tensors[name].shape[-1]).float()
     width = pipeline.text_encoder.config.hidden_size
     if vectors.shape[1] != width:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from components.weight_files import check_floats, read_header, read_weights
+from components.weight_files import LARGEST, check_floats, read_header, read_weights
 from components.weight_kinds import wrong_kind
 from infra.errors import UserError, listed
 
@@ -40,11 +40,11 @@ def fold_lora(unet: nn.Module, text_encoder: nn.Module, path: Path, scale: float
             "It was made for another model.",
             "Pass a LoRA made for Stable Diffusion 1.x.",
         )
-    deltas = {name: _delta(path, name, *pair) for name, pair in pairs.items()}
+    shapes = {name: _shape(path, name, down, up) for name, (down, up, _) in pairs.items()}
     wrong = [
-        f"{name} is {tuple(delta.shape)} and the model's is {tuple(layers[name].shape)}"
-        for name, delta in deltas.items()
-        if _sides(delta) != _sides(layers[name])
+        f"{name} is {shape} and the model's is {tuple(layers[name].shape)}"
+        for name, shape in shapes.items()
+        if _sides(shape) != _sides(layers[name].shape)
     ]
     if wrong:
         raise UserError(
@@ -53,7 +53,8 @@ def fold_lora(unet: nn.Module, text_encoder: nn.Module, path: Path, scale: float
             "Pass a LoRA made for this base model.",
         )
     with torch.no_grad():
-        for name, delta in deltas.items():
+        for name, (down, up, alpha) in pairs.items():
+            delta = (alpha / down.shape[0]) * (up.flatten(1) @ down.flatten(1))
             layers[name] += (scale * delta).view_as(layers[name])
 
 
@@ -78,7 +79,8 @@ def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     for layer in sorted(layers):
         down, up = tensors[layer + DOWN].float(), tensors[layer + UP].float()
         alpha = tensors.get(layer + ALPHA)
-        if alpha is not None and alpha.numel() != 1:
+        odd = alpha is not None and (alpha.numel() != 1 or alpha.is_complex() or not abs(float(alpha)) <= LARGEST)
+        if alpha is not None and odd:
             raise UserError(
                 f"{path} holds an alpha of {alpha.numel()} numbers.", "It is damaged.", "Download it again."
             )
@@ -86,23 +88,22 @@ def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     return out
 
 
-def _delta(path: Path, name: str, down: Tensor, up: Tensor, alpha: float) -> Tensor:
-    """(out, in) of a linear layer or 1x1 convolution, (out, in, k, k) of a larger one whose up is 1x1."""
-    fits = min(down.ndim, up.ndim) >= 2 and down.numel() and up.flatten(1).shape[1] == down.shape[0]
+def _shape(path: Path, name: str, down: Tensor, up: Tensor) -> tuple[int, ...]:
+    """Of their product: (out, in) of a linear layer or 1x1 convolution, (out, in, k, k) of a larger one whose up is
+    1x1."""
+    fits = min(down.ndim, up.ndim) >= 2 and down.numel() and up.numel() == up.shape[0] * down.shape[0]
     if not fits:
         raise UserError(
             f"{path} holds {name} as {tuple(up.shape)} times {tuple(down.shape)}.",
             "These matrices have no product.",
             "Download it again.",
         )
-    product = up.flatten(1) @ down.flatten(1)
-    return (alpha / down.shape[0]) * product.view(up.shape[0], *down.shape[1:])
+    return up.shape[0], *down.shape[1:]
 
 
-def _sides(weight: Tensor) -> tuple[int, ...]:
-    """The shape, where a linear layer and a 1x1 convolution are the same."""
-    shape = tuple(weight.shape)
-    return shape[:2] if all(side == 1 for side in shape[2:]) else shape
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A linear layer and a 1x1 convolution are the same."""
+    return tuple(shape[:2]) if all(side == 1 for side in shape[2:]) else tuple(shape)
 
 
 def _layers(unet: nn.Module, text_encoder: nn.Module) -> Mapping[str, Tensor]:

@@ -131,12 +131,13 @@ def load(path: Path, kind: str) -> LoraWeights:
                 "These matrices have no product.",
                 "Make or download it again.",
             )
-    if (factor := _factor(header)) != 1:
+    rank = min(tensor.shape[0] for name, tensor in state.items() if name.endswith(DOWN))
+    if (factor := _factor(header, rank)) != 1:
         state = {name: (t.float() * factor).to(t.dtype) if name.endswith(UP) else t for name, t in state.items()}
     return LoraWeights(path, kind, state, header.notes)
 
 
-def _factor(header: Header) -> float:
+def _factor(header: Header, rank: int) -> float:
     """alpha / rank of a file that peft or diffusers wrote with an alpha of its own; 1 without metadata, as everywhere.
 
     Raises:
@@ -148,14 +149,17 @@ def _factor(header: Header) -> float:
         settings = json.loads(header.metadata[PEFT_METADATA])
         said = {name.removeprefix(PREFIX): value for name, value in settings.items()}
         odd = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "bias") if said.get(name)]
-        factor = float(said.get("lora_alpha", 1)) / float(said.get("r", said.get("lora_alpha", 1)))
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError):
+        alpha, trained_rank = float(said.get("lora_alpha", rank)), said.get("r", rank)
+        factor = alpha / float(trained_rank)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise UserError(
             f"{header.path} has LoRA settings that cannot be read.", "Its strength is not known.", "Export it again."
         ) from None
-    if [name for name in odd if said[name] != "none"] or not 0 < factor < 1e6:
+    odd = [name for name in odd if said[name] != "none"]
+    if odd or trained_rank != rank or not 1e-6 < factor < 1e6:
+        what = ", ".join(odd) or f"rank {str(trained_rank)[:20]} and alpha {alpha:g}, and its matrices have rank {rank}"
         raise UserError(
-            f"{header.path} was trained with {', '.join(odd) or f'alpha/rank {factor}'}.",
+            f"{header.path} was trained with {what}.",
             "It is not a plain product of two matrices at one strength.",
             "Train it with the same rank and alpha on every layer.",
         )

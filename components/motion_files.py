@@ -32,7 +32,7 @@ KIND = "motion-module"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WIDTH_OF = (".norm.weight", ".norm.bias", ".proj_in.bias", ".proj_out.bias")
 NORMS = ("per_frame", "pooled")
-POSITIONS_MAX, WIDTH_MAX = 100_000, 65_536
+POSITIONS_MAX, WIDTH_MAX = 10_000, 65_536
 log = get_logger("components")
 
 
@@ -170,7 +170,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         with quiet():
             return dict(MotionAdapter.load_config(folder))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{folder / 'config.json'} cannot be read: {error}.", "It gives the module's shape.", "Make it again."
         ) from None
@@ -203,7 +203,7 @@ def _settings(
             "motion_max_seq_length": int(positions),
             "use_motion_mid_block": mid_block,
         }
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise _odd_shape(path, f"heads {heads!r}, groups {groups!r}, positions {positions!r}") from None
     _check_settings(path, found, each)
     for name, value in found.items():
@@ -245,7 +245,8 @@ def _check_tensors(path: Path, own: Mapping[str, Tensor], given: Mapping[str, Te
     Raises:
         UserError: tensors are missing, unknown, or of other sizes; the message lists them.
     """
-    wrong = [f"{name} is missing" for name in own if name not in given and not name.endswith(DIFFUSERS_PE)]
+    positions = any(name.endswith(DIFFUSERS_PE) for name in given)  # all or none
+    wrong = [f"{name} is missing" for name in own if name not in given and (positions or ".pos_embed." not in name)]
     wrong += [f"{name} is unknown" for name in given if name not in own]
     wrong += [
         f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}"

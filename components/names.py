@@ -25,6 +25,7 @@ T = TypeVar("T")
 PE = ".pos_encoder.pe"
 DIFFUSERS_PE = ".pos_embed.pe"
 PREFIX = "unet."
+TWICE = " (a second time, under another name)"  # a name that no model has, so that every reader refuses it
 IMAGE_MODEL = r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|conv_norm_out|time_embedding)\."
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -70,12 +71,16 @@ def motion_from_original(state: Mapping[str, T]) -> dict[str, T]:
     """
     whole_unet = "conv_in.weight" in state
     out: dict[str, T] = {}
+    spelled: set[str] = set()
     for name, tensor in state.items():
         if whole_unet and "motion_modules." not in name and re.match(IMAGE_MODEL, name):
             continue
-        renamed = re.sub(rf"\.attn[12]{re.escape(PE)}$", DIFFUSERS_PE, motion_name_from_original(name))
-        taken = renamed in out and not renamed.endswith(DIFFUSERS_PE)
-        out[name if taken else renamed] = tensor
+        plain = motion_name_from_original(name)
+        renamed = re.sub(rf"\.attn[12]{re.escape(PE)}$", DIFFUSERS_PE, plain)
+        # The positions of two attentions may share a name; anything else that does is there twice.
+        twice = plain in spelled or renamed in spelled or (renamed in out and renamed == plain)
+        spelled.add(plain)
+        out[renamed + TWICE if twice else renamed] = tensor
     return out
 
 
@@ -103,5 +108,5 @@ def lora_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed = PREFIX + layer + (DOWN if parts[3] == "down" else UP)
         elif parts := re.fullmatch(r"(.*)\.(lora_A|lora\.down|lora_B|lora\.up)(?:\.default)?\.weight", name):
             renamed = PREFIX + parts[1] + (DOWN if parts[2] in ("lora_A", "lora.down") else UP)
-        out[full if renamed in out else renamed] = tensor
+        out[renamed + TWICE if renamed in out else renamed] = tensor
     return out

@@ -17,6 +17,7 @@ from infra.errors import UserError
 
 HEADER_BYTES_MAX = 100_000_000
 """The format's own limit."""
+SIDES_MAX, SIDE_MAX = 8, 2**40
 DTYPE_BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E5M2FNUZ", "F8_E4M3FNUZ"), 8),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
@@ -76,32 +77,40 @@ def parse_header(path: Path) -> SafetensorsHeader:
 
 def _parse(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise _Malformed(f"{next(name for name in names if names.count(name) > 1)!r} appears twice in its header")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise _Malformed(f"{name!a} appears twice in its header")
+            found[name] = value
         return found
 
     try:
-        top = json.loads(text, object_pairs_hook=unique)
+        top = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError):
         raise _Malformed("its header is not JSON") from None
     if not isinstance(top, dict):
         raise _Malformed("its header is not a JSON object")
     metadata = top.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata, *metadata.values()))):
         raise _Malformed("its metadata are not texts")
     entries = {name: _entry(name, value) for name, value in top.items()}
     return dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))), metadata
 
 
+def _is_text(value: Any) -> bool:
+    """JSON can hold halves of characters, which cannot be written anywhere."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _entry(name: str, value: Any) -> Entry:
+    if not _is_text(name) or not name.isprintable():
+        raise _Malformed(f"{name!a} is no name of a tensor")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise _Malformed(f"its header does not give dtype, shape and data_offsets of {name!r}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _Malformed(f"{name!r} has the unknown dtype {str(dtype)[:20]!r}")
-    if not _is_counts(shape):
+    if not _is_counts(shape) or len(shape) > SIDES_MAX or any(side > SIDE_MAX for side in shape):
         raise _Malformed(f"{name!r} has the shape {str(shape)[:40]}")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _Malformed(f"{name!r} has the offsets {str(offsets)[:40]}")

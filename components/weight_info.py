@@ -65,7 +65,11 @@ def _check_hash(file: Path, noted: str) -> None:
 
 
 def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    downs = (shape[0] for name, shape in shapes.items() if re.search(r"(lora_A|lora_down|lora\.down)\.weight$", name))
+    downs = (
+        shape[0]
+        for name, shape in shapes.items()
+        if shape and re.search(r"(lora_A|lora_down|lora\.down)\.weight$", name)
+    )
     return next(downs, None)
 
 
