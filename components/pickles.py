@@ -17,7 +17,7 @@ from torch import Tensor
 from infra.errors import UserError
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-DEPTH_MAX, TENSORS_MAX = 3, 100_000
+DEPTH_MAX, ENTRIES_MAX = 3, 1_000_000
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 
@@ -62,21 +62,26 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _collect(path: Path, value: Any, name: str, found: dict[str, Tensor], depth: int = 0) -> None:
-    """Numbers and texts beside tensors (epochs, names) are not weights and are passed over."""
+def _collect(path: Path, value: Any, name: str, found: dict[str, Tensor], depth: int = 0, seen: int = 0) -> int:
+    """Numbers and texts beside tensors (epochs, names) are not weights and are passed over. Returns how many things it
+    has seen, those seen before included."""
     if isinstance(value, Tensor):
         if name in found:
             raise UserError(f"{path} is damaged: it holds {name!a} twice.", "Nothing was used of it.", "Make it again.")
         found[name] = value.detach()
     elif isinstance(value, dict):
-        if depth > DEPTH_MAX or len(found) > TENSORS_MAX:
-            raise UserError(
-                f"{path} is damaged: its contents are nested too deep, or in a circle.",
-                "Nothing was used of it.",
-                "Check it.",
-            )
         for key, each in value.items():
-            _collect(path, each, f"{name}.{key}" if name else str(key), found, depth + 1)
+            seen += 1
+            if depth > DEPTH_MAX or seen > ENTRIES_MAX:
+                raise UserError(
+                    f"{path} is damaged: its contents are nested too deep, or in a circle.", "", "Download it again."
+                )
+            if not isinstance(key, (str, int)):
+                raise UserError(
+                    f"{path} is damaged: it has a {type(key).__name__} for a name.", "", "Download it again."
+                )
+            seen = _collect(path, each, f"{name}.{key}" if name else str(key), found, depth + 1, seen)
+    return seen
 
 
 def _check_is_plain(path: Path, name: str, tensor: Tensor) -> None:

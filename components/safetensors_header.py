@@ -17,7 +17,7 @@ from infra.errors import UserError
 
 HEADER_BYTES_MAX = 100_000_000
 """The format's own limit."""
-SIDES_MAX, SIDE_MAX = 8, 2**40
+SIDES_MAX, NUMBERS_MAX = 8, 2**56
 DTYPE_BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E5M2FNUZ", "F8_E4M3FNUZ"), 8),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
@@ -110,7 +110,8 @@ def _entry(name: str, value: Any) -> Entry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _Malformed(f"{name!r} has the unknown dtype {str(dtype)[:20]!r}")
-    if not _is_counts(shape) or len(shape) > SIDES_MAX or any(side > SIDE_MAX for side in shape):
+    # Sides beside a zero count too: torch multiplies them to strides.
+    if not _is_counts(shape) or len(shape) > SIDES_MAX or math.prod(max(side, 1) for side in shape) > NUMBERS_MAX:
         raise _Malformed(f"{name!r} has the shape {str(shape)[:40]}")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _Malformed(f"{name!r} has the offsets {str(offsets)[:40]}")

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ TOKENS = (
     b"Infinity", b"1e999", b"true", b"null", b"9" * 40, b"9" * 4000, b"9" * 5000, b"[" * 100_000, b'{"a":' * 100_000,
 )  # fmt: skip
 SIDES = (-1, 0, 1, 3, True, 1.5, 2.0, "3", None, [], {}, 2**31, 2**62, 2**63, 2**70, 10**4000, math.nan, math.inf)
-SHAPES = ([], [0], [1], [0, 2**62, 2**62, 2**62], [2**62] * 300, [1] * 70, None, "x", {}, 5, [[1]])
+SHAPES = ([], [0], [1], [0, *[2**62] * 3], [0, *[2**40] * 3], [2**62] * 300, [1] * 70, None, "x", {}, 5, [[1]])
 NOTES = ("heads", "norm_groups", "max_frames", "group_norm", "image_group_norm", "preset", "network", "rank", "alpha")
 KEYS = (*(f"animateflow.{name}" for name in NOTES), "modelspec.hash_sha256", "lora_adapter_metadata", "format", "x")
 TEXTS = (
@@ -243,11 +244,11 @@ def damage_metadata(draw: Draw, path: Path) -> None:
     text, data = split(path)
     header = json.loads(text)
     metadata = header.setdefault(METADATA, {})
-    how = draw(one("text", "text", "text", "peft", "value", "all"))
+    how = draw(one("text", "text", "peft", "peft", "value", "all"))
     if how == "text":
         metadata[draw(one(*KEYS))] = draw(one(*TEXTS))
     elif how == "peft":
-        said = {"r": draw(one(*NUMBERS)), "lora_alpha": draw(one(*NUMBERS))}
+        said = {"r": draw(one(4, *NUMBERS) | st.just(4)), "lora_alpha": draw(one(*NUMBERS) | st.just(8))}
         said |= draw(one({}, {"use_rslora": True}, {"alpha_pattern": {"a": 1}}, {"bias": "none"}, {"bias": [1]}))
         metadata["lora_adapter_metadata"] = json.dumps({draw(one("", "unet.")) + key: said[key] for key in said})
     elif how == "value":
@@ -281,8 +282,9 @@ def change_tensors(draw: Draw, path: Path) -> None:
         value = draw(one(math.nan, math.inf, -math.inf, 60_000.0))
         tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = value
     elif how == "huge":
-        value, dtype = draw(one((1e30, torch.float32), (1e300, torch.float64)))
-        tensors[name] = torch.full_like(tensor, value, dtype=dtype)
+        value, dtype = draw(one((1e30, torch.float32), (3e38, torch.float32), (1e300, torch.float64)))
+        for each in draw(one([name], list(tensors))):
+            tensors[each] = torch.full_like(tensors[each], value, dtype=dtype)
     elif how == "dtype":
         tensors[name] = tensor.to(draw(one(*TORCH_DTYPES)))
     elif how == "all dtypes":
@@ -294,6 +296,10 @@ def change_tensors(draw: Draw, path: Path) -> None:
         tensors[name] = torch.ones(draw(one([], [0], [1, 3000], [3000, 1], [tensor.numel()], sides[::-1], *more)))
     elif how == "drop":
         for each in {name, *draw(st.lists(one(*tensors), max_size=3))}:
+            del tensors[each]
+    elif how == "drop a layer":
+        layer = re.sub(r"(\.processor\.to_\w+_lora|\.lora_\w+)?(\.(down|up))?\.\w+$", ".", name)
+        for each in [each for each in tensors if each.startswith(layer)]:
             del tensors[each]
     elif how == "drop alike":
         end = name.rpartition(".")[2]
@@ -310,8 +316,8 @@ def change_tensors(draw: Draw, path: Path) -> None:
 
 
 TENSORS = (
-    "value", "huge", "dtype", "all dtypes", "shape", "shape", "drop", "drop alike", "rename", "spelling", "strangers",
-    "strangers",
+    "value", "huge", "dtype", "all dtypes", "shape", "shape", "drop", "drop a layer", "drop alike", "rename",
+    "spelling", "strangers", "strangers",
 )  # fmt: skip
 
 
@@ -357,7 +363,8 @@ def change_pickle(draw: Draw, path: Path) -> None:
     odd = (
         tensor.flatten()[:1].expand(10**12), tensor.to_sparse(), torch.empty(10**9, device="meta"), tensor.t().conj()
         if tensor.ndim == 2 else tensor[None], torch.nn.Parameter(tensor), [tensor], (tensor, 1), None, 5, "x", b"x",
-        {"b": tensor}, {name: tensor}, circle(), laughs(), deep(tensor, 20), Malicious(path.with_name(MARK)),
+        {"b": tensor}, {name: tensor}, circle(), laughs(), laughs(2, 5000), deep(tensor, 20),
+        Malicious(path.with_name(MARK)),
     )  # fmt: skip
     if how == "value":
         tensors[name] = draw(one(*odd))
