@@ -1,6 +1,6 @@
 """The base model: a Stable Diffusion 1.x text-to-image model, plain or personalised, from a folder or a single file.
 
-Weights are safetensors only: pickles are never opened.
+Weights are safetensors, or a single file's pickle of tensors, which is opened without running anything.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from tokenizers import AddedToken
+
 from components.quiet import quiet
 from components.weight_files import check_floats, read_header, read_weights
 from components.weight_kinds import wrong_kind
@@ -31,8 +34,10 @@ def add_embedding(pipeline: StableDiffusionPipeline, path: Path, token: str | No
     header = read_header(path)
     if header.kind != KIND:
         raise wrong_kind(path, header.kind, KIND)
-    check_floats(header, header.shapes)
-    _, tensors = read_weights(path)
+    vectors_of = [name for name in header.shapes if not name.startswith("string_to_token.")]  # ids in A1111's own table
+    check_floats(header, vectors_of)
+    _, read = read_weights(path)
+    tensors = {name: read[name] for name in vectors_of}
     if len(tensors) != 1:
         raise UserError(
             f"{path} holds more than one tensor: {listed(sorted(tensors))}.",
@@ -61,6 +66,12 @@ def add_embedding(pipeline: StableDiffusionPipeline, path: Path, token: str | No
             "Prompts could not tell the two apart.",
             f"Give it another: {path}:my-word.",
         )
-    with quiet():
-        pipeline.load_textual_inversion(vectors, token=word)
+    # diffusers' own loader adds words as plain text, which CLIP's tokenizer lowers: of a word with a capital letter it
+    # then finds the first vector only.
+    words = [word, *(f"{word}_{number}" for number in range(1, len(vectors)))]
+    with quiet(), torch.no_grad():
+        pipeline.tokenizer.add_tokens([AddedToken(each, normalized=False) for each in words])
+        pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer), mean_resizing=False)
+        table = pipeline.text_encoder.get_input_embeddings().weight
+        table[pipeline.tokenizer.convert_tokens_to_ids(words)] = vectors.to(table)
     return word

@@ -78,6 +78,8 @@ def read_motion(path: Path) -> MotionWeights:
     notes = dict(header.notes)
     settings = _settings(path, motion_from_original(header.shapes), notes, config)
     _, tensors = read_weights(file)
+    if path.is_dir() and (beside := [name for name in tensors if "motion_modules." not in name]):
+        raise _odd_shape(path, f"it has {listed(beside)} beside the temporal layers")
     state = motion_from_original(tensors)
     _check_tensors(path, _empty(settings, state).state_dict(), state)
     _check_positions_agree(path, tensors)
@@ -194,7 +196,11 @@ def _settings(
     heads = config.get("motion_num_attention_heads", notes.get("heads", "8"))
     groups = config.get("motion_norm_num_groups", notes.get("norm_groups", 32))
     try:
-        each = [int(head) for head in heads] if isinstance(heads, (list, tuple)) else _numbers(str(heads))
+        each = (
+            [int(head) for head in heads]
+            if isinstance(heads, (list, tuple))
+            else [int(head) for head in str(heads).split(",")]
+        )
         found = {
             "block_out_channels": widths,
             "motion_layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
@@ -208,14 +214,15 @@ def _settings(
     _check_settings(path, found, each)
     for name, value in found.items():
         said = config.get(name, value)
-        said = list(said) if isinstance(said, (tuple, list)) else said
-        if said != value and name != "motion_max_seq_length":
+        if _alike(said) != _alike(value) and name != "motion_max_seq_length":
             raise _odd_shape(path, f"its config.json gives {name} as {said}, and its tensors have {value}")
     return found
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _alike(value: Any) -> Any:
+    """One number for each level, or one for all where they are equal."""
+    entries = list(value) if isinstance(value, (tuple, list)) else [value]
+    return entries[0] if entries and all(entry == entries[0] for entry in entries) else entries
 
 
 def _check_settings(path: Path, found: Mapping[str, Any], heads: list[int]) -> None:

@@ -113,7 +113,7 @@ def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
             ) from None
     for name, tensor in tensors.items():
         # No weight is that large, and sums and products of smaller ones stay finite in fp32. NaN is not smaller.
-        if tensor.is_floating_point() and tensor.numel() and not float(tensor.abs().max()) <= LARGEST:
+        if tensor.is_floating_point() and tensor.numel() and not float(tensor.float().abs().max()) <= LARGEST:
             raise UserError(
                 f"{path} holds NaN, infinite or enormous numbers in {name}.",
                 "The file is damaged, its training diverged, or it overflowed when it was made fp16.",

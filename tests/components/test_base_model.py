@@ -280,11 +280,15 @@ def test_an_embedding_is_a_word_for_its_vectors(form: str, base_folder: Path, tm
     vectors = torch.randn(1 if form == "diffusers" else 3, 128)
     file = tmp_path / ("bad-hands.pt" if form == "a1111-pickle" else "bad-hands.safetensors")
     if form == "a1111-pickle":
-        torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "x", "step": 9}, file)
+        torch.save(
+            {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": vectors}, "name": "x", "step": 9},
+            file,
+        )
     else:
         save_file({"emb_params" if form == "a1111" else "<bad-hands>": vectors}, file)
-    pipeline = load_base(BaseModel(path=base_folder, embeddings=(EmbeddingFile(path=file, token="zorb"),)))
-    prompt = pipeline.maybe_convert_prompt("a zorb circle", pipeline.tokenizer)
+    word = "EasyZorb"  # diffusers' own loader loses all vectors but the first of a word with capitals
+    pipeline = load_base(BaseModel(path=base_folder, embeddings=(EmbeddingFile(path=file, token=word),)))
+    prompt = pipeline.maybe_convert_prompt(f"a {word} circle", pipeline.tokenizer)
     ids = pipeline.tokenizer(prompt)["input_ids"]
     table = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[ids[2 : 2 + len(vectors)]], vectors)

@@ -125,6 +125,9 @@ def test_diffusers_reads_an_imported_motion_module(tmp_path: Path) -> None:
     )
     assert equal(again.state_dict(), read.state_dict())
     assert read.config.motion_num_attention_heads == [4, 8, 8]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"motion_layers_per_block": [1, 1, 1]}))
+    assert equal(load_motion_module(folder)[0].state_dict(), read.state_dict())  # one for each level says the same
     name = "up_blocks.2.motion_modules.1.transformer_blocks.0.attn2.to_out.0.bias"
     theirs = "up_blocks.2.motion_modules.1.temporal_transformer.transformer_blocks.0.attention_blocks.1.to_out.0.bias"
     assert torch.equal(read.state_dict()[name], tensors[theirs])
