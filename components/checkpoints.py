@@ -6,15 +6,18 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infra.artifacts import write_json
+from infra.errors import AnimateflowError, UserError
 from infra.hashing import sha256_file
 from infra.logs import get_logger
 
@@ -32,28 +35,96 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+class Writer:
+    """Writes checkpoints in a thread, one at a time, while training goes on."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._error: AnimateflowError | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
+        """Copies everything at once, and writes the copy in the background.
+
+        Raises:
+            UserError: the checkpoint before this one could not be written.
+        """
+        self.wait()
+        plain = {
+            group: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
+            for group, named in tensors.items()
+        }
+        copied = json.loads(json.dumps(state))
+
+        def write() -> None:
+            try:
+                save(self._folder, step, plain, copied, self._keep)
+            except AnimateflowError as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=write, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last one is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
 def save(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep: int
 ) -> None:
-    """Writes `folder/step-<step>`, reads it back against its manifest, then removes all but the newest `keep`."""
+    """Writes `folder/step-<step>`, reads it back against its manifest, then removes all but the newest `keep` and the
+    one whose state has the lowest `held_out_loss`.
+
+    Raises:
+        UserError: there is no room, or the place cannot be written. What was there stays.
+    """
     target = folder / f"step-{step:08d}"
-    shutil.rmtree(target, ignore_errors=True)  # an unsealed one of a run that died while writing
-    target.mkdir(parents=True)
-    for group, named in tensors.items():
-        plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
-        save_file(plain, target / f"{group}.safetensors")
-        _to_disk(target / f"{group}.safetensors")
-    write_json(target / STATE, state)
-    files = sorted(path for path in target.iterdir())
-    write_json(target / MANIFEST, {"step": step, "files": {path.name: sha256_file(path) for path in files}})
-    if not verify(target):
-        raise OSError(f"the checkpoint {target} cannot be read back as it was written")
-    for old in _sealed(folder)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        shutil.rmtree(target, ignore_errors=True)  # an unsealed one of a run that died while writing
+        target.mkdir(parents=True)
+        for group, named in tensors.items():
+            save_file(dict(named), target / f"{group}.safetensors")
+            _to_disk(target / f"{group}.safetensors")
+        write_json(target / STATE, state)
+        files = sorted(path for path in target.iterdir())
+        write_json(target / MANIFEST, {"step": step, "files": {path.name: sha256_file(path) for path in files}})
+        _to_disk(folder)
+        if not verify(target):
+            raise OSError("it does not read back as it was written")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise UserError(
+            f"The checkpoint {target} cannot be written: {getattr(error, 'strerror', None) or error}.",
+            "The one before it is kept.",
+            "Make room on the disk, and run the same command again.",
+        ) from None
+    sealed = _sealed(folder)
+    losses = {path: _held_out_loss(path) for path in sealed}
+    best = min(
+        (path for path in sealed if losses[path] is not None), key=lambda path: losses[path] or 0.0, default=None
+    )
+    for old in sealed[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None when there is none. A damaged one is passed over with a warning."""
+    """The newest checkpoint that verifies; None when there is none. A damaged or unfinished one is passed over with a
+    warning."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if re.fullmatch(r"step-\d+", path.name) and not (path / MANIFEST).is_file():
+                log.warning("The checkpoint %s was not finished and is passed over.", path.name)
     for path in reversed(_sealed(folder)):
         if verify(path):
             groups = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
@@ -71,6 +142,14 @@ def verify(path: Path) -> bool:
         return False
 
 
+def _held_out_loss(path: Path) -> float | None:
+    try:
+        loss = json.loads((path / STATE).read_text(encoding="utf-8")).get("held_out_loss")
+    except (OSError, ValueError):
+        return None
+    return float(loss) if loss is not None else None
+
+
 def _sealed(folder: Path) -> list[Path]:
     """Folders with a manifest, oldest first."""
     if not folder.is_dir():
@@ -80,5 +159,8 @@ def _sealed(folder: Path) -> list[Path]:
 
 
 def _to_disk(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

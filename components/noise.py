@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
+Prediction = Literal["epsilon", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear"]
 Sampler = Literal["ddim", "ddpm", "euler", "euler-ancestral", "dpm++-2m", "pndm", "lcm"]
 SAMPLERS: dict[str, str] = {
@@ -46,14 +47,22 @@ def add_noise(z_0: Tensor, eps: Tensor, t_B: Tensor, alpha_bar: Tensor) -> Tenso
     return share.sqrt() * z_0 + (1 - share).sqrt() * eps
 
 
-def min_snr_weights(t_B: Tensor, alpha_bar: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) / SNR for epsilon-prediction, (B,) (Hang et al. 2023, eq. 8)."""
+def velocity(z_0: Tensor, eps: Tensor, t_B: Tensor, alpha_bar: Tensor) -> Tensor:
+    """v_t = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0 (Salimans and Ho 2022, appendix D)."""
+    share = alpha_bar.to(z_0.device)[t_B].view(-1, *[1] * (z_0.dim() - 1))
+    return share.sqrt() * eps - (1 - share).sqrt() * z_0
+
+
+def min_snr_weights(t_B: Tensor, alpha_bar: Tensor, gamma: float, prediction: Prediction = "epsilon") -> Tensor:
+    """min(SNR, gamma) / SNR for epsilon-prediction, / (SNR + 1) for velocity, (B,) (Hang et al. 2023, eq. 8)."""
     share = alpha_bar.to(t_B.device)[t_B]
     snr = share / (1 - share)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
 
 
-def inference_scheduler(schedule: BetaSchedule = "linear", sampler: Sampler = "ddim") -> SchedulerMixin:
+def inference_scheduler(
+    schedule: BetaSchedule = "linear", sampler: Sampler = "ddim", prediction: Prediction = "epsilon"
+) -> SchedulerMixin:
     """DDIM as the official demos sample (inference-v3.yaml: no clipping, `linspace` spacing, offset 1), or another
     sampler on the same noise."""
     import diffusers
@@ -70,6 +79,7 @@ def inference_scheduler(schedule: BetaSchedule = "linear", sampler: Sampler = "d
             beta_start=BETA_START,
             beta_end=BETA_END,
             beta_schedule=schedule,
+            prediction_type=prediction,
             steps_offset=1,
             timestep_spacing="linspace",
             **given,

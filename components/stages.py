@@ -19,12 +19,12 @@ from components import domain_adapter as adapters
 from components import lora, motion_lora
 from components.base_model import BaseModel, fingerprint_of, load_base, vae_sha256
 from components.batch import BatchSource
+from components.checkpointing import checkpoint_activations
 from components.formats import motion_notes, weights_input
 from components.lora_stack import LoraStack
 from components.motion_files import load_motion_module, shape_notes
 from components.motion_module import (
     MotionModuleConfig,
-    checkpoint_activations,
     fresh_motion_adapter,
     insert,
     motion_state,
@@ -100,11 +100,8 @@ def train_domain_adapter(
         trainable = adapters.add_domain_adapter(pipeline.unet, config.rank, config.train.seed)
         if config.init_from is not None:
             _start_lora(trainable, adapters.load_domain_adapter(config.init_from), config.init_from)
-        if config.train.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
-        task = _task(
-            "domain adapter", pipeline, pipeline.unet, image_predictor(pipeline.unet), trainable, 1, config.train.device
-        )
+        checkpoint_activations(pipeline.unet, config.train.activation_checkpointing)
+        task = _task("domain adapter", pipeline, pipeline.unet, image_predictor, trainable, 1, config.train.device)
         notes = _notes(config, base, inputs, config.train)
         weights = _train(config.train, task, cache, draft, on_step)
         save_lora(draft, adapters.KIND, adapters.WEIGHTS, weights, notes)
@@ -144,7 +141,7 @@ def train_motion_module(
         unet = _video_unet(pipeline, adapter, of_module, config.train)
         trainable = _motion_parameters(unet)
         frames, device = config.train.frames, config.train.device
-        task = _task("motion module", pipeline, unet, video_predictor(unet), trainable, frames, device)
+        task = _task("motion module", pipeline, unet, video_predictor, trainable, frames, device)
         of_shape = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm")}
         notes = {**of_shape, **shape_notes(adapter), **_notes(config, base, inputs, config.train)}
         weights = _train(config.train, task, cache, draft, on_step)
@@ -185,7 +182,7 @@ def train_motion_lora(
         if config.init_from is not None:
             _start_lora(trainable, motion_lora.load_motion_lora(config.init_from), config.init_from)
         frames, device = config.train.frames, config.train.device
-        task = _task("MotionLoRA", pipeline, unet, video_predictor(unet), trainable, frames, device)
+        task = _task("MotionLoRA", pipeline, unet, video_predictor, trainable, frames, device)
         of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm", "max_frames")}
         notes = {**of_lora, **_notes(config, base, inputs, config.train)}
         weights = _train(config.train, task, cache, draft, on_step)
@@ -218,8 +215,7 @@ def _video_unet(
         )
     # The video model is a copy; the image UNet would be 3.2 GiB of SD 1.5 that nothing reads any more.
     pipeline.unet = unet = insert(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
-    if train_config.gradient_checkpointing:
-        checkpoint_activations(unet)
+    checkpoint_activations(unet, train_config.activation_checkpointing)
     return unet
 
 
@@ -236,13 +232,14 @@ def _task(
     title: str,
     pipeline: StableDiffusionPipeline,
     unet: nn.Module,
-    predict: Predict,
+    predictor: Callable[[nn.Module], Predict],
     trainable: dict[str, nn.Parameter],
     frames: int,
     device: str,
 ) -> Task:
     text = TextStates(pipeline.tokenizer, pipeline.text_encoder, pick_device(device))
-    return Task(title, unet, predict, trainable, text, pipeline.vae.config.scaling_factor, frames)
+    prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    return Task(title, unet, predictor, trainable, text, pipeline.vae.config.scaling_factor, frames, prediction)
 
 
 def _train(config: TrainConfig, task: Task, cache: BatchSource, draft: Draft, on_step: OnStep) -> dict[str, Tensor]:

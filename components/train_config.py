@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from components.checkpointing import Checkpointing
 from components.noise import BetaSchedule
 from infra.config import Config, execution
 
@@ -17,7 +18,7 @@ class TrainConfig(Config):
     steps: int = Field(10_000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(4, ge=1)
-    """Clips a step (stills, in the domain adapter's stage)."""
+    """Clips a step, of all workers together (stills, in the domain adapter's stage)."""
     gradient_accumulation: int = Field(1, ge=1)
     """Batches summed up in one optimizer step."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -30,6 +31,8 @@ class TrainConfig(Config):
     """AdamW's decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momentum factors."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """`adamw-8bit` keeps the moments in a byte each (needs bitsandbytes and CUDA)."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     frames: int = Field(16, ge=1)
@@ -42,10 +45,15 @@ class TrainConfig(Config):
     """Decay of an exponential moving average of the weights, which is then what is saved; none is off."""
     beta_schedule: BetaSchedule = "linear"
     """Noise schedule; `linear` as the official video stages."""
+    offset_noise: float = Field(0.0, ge=0)
+    """Share of noise that is the same all over a channel of a clip; 0 is the paper's."""
+    stratified_timesteps: bool = False
+    """Spreads the timesteps of a step evenly over all there are, instead of drawing each from all of them."""
     min_snr_gamma: float | None = None
     """Weights the loss by min(SNR, gamma)/SNR; none is the paper's plain mean."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the forward pass, the weights being fp32: `auto` is bf16 autocast on CUDA and fp32 elsewhere."""
+    """Of the forward pass: `auto` is bf16 on CUDA and fp32 elsewhere. What learns is fp32 in any case; in bf16 on CUDA
+    frozen weights are bf16."""
     held_out_clips: int = Field(16, ge=0)
     """Clips kept out of training to measure the loss by timestep band; 0 is off."""
     held_out_every_steps: int = execution(500, ge=1)
@@ -53,13 +61,18 @@ class TrainConfig(Config):
     checkpoint_every_steps: int = execution(500, ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = execution(2, ge=1)
-    """Checkpoints kept on disk while the run lasts."""
+    """Newest checkpoints kept on disk while the run lasts, and beside them the one of the lowest held-out loss."""
     log_every_steps: int = execution(10, ge=1)
-    """Steps averaged in one point of the loss curve."""
+    """Steps averaged in one point of the loss curve; on CUDA the loss is looked at no more often."""
     skipped_steps_max: int = execution(50, ge=0)
     """Steps with a non-finite loss or gradient that are skipped before the run is given up."""
-    gradient_checkpointing: bool = execution(False)
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Checkpointing = execution("none")
+    """What recomputes its activations in the backward pass: `none`; `resnets`; `full`, which adds spatial and temporal
+    transformers: a tenth of the memory for about a third more time."""
+    channels_last: bool = execution(True)
+    """Convolutions with channels innermost, which is what their kernels want."""
+    compile: bool = execution(False)
+    """torch.compile of each resnet and transformer: minutes at the start, faster steps after."""
     device: str = execution("auto")
     """`auto`, `cpu` or `cuda`."""
 

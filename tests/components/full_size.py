@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from components import stages
+from components.checkpointing import Checkpointing, checkpoint_activations
 from components.domain_adapter import add_domain_adapter
 from components.motion_lora import add_motion_lora
 from components.motion_module import (
     MotionModuleConfig,
-    checkpoint_activations,
     fresh_motion_adapter,
     insert,
     temporal_modules,
@@ -87,23 +87,21 @@ def video_unet(config: TrainConfig) -> Any:
     """The same with a fresh v3 motion module (4.8 GiB); the image model and the adapter are let go of."""
     unet2d, module = image_unet(), MotionModuleConfig(preset="v3")
     unet = insert(unet2d, fresh_motion_adapter(module, unet2d), module.group_norm, module.image_norm)
-    if config.gradient_checkpointing:
-        checkpoint_activations(unet)
+    checkpoint_activations(unet, config.activation_checkpointing)
     return unet
 
 
 def domain_adapter(config: TrainConfig) -> Task:
     unet = image_unet()
     trainable = add_domain_adapter(unet, stages.DomainAdapterTraining().rank, config.seed)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return Task("domain adapter", unet, image_predictor(unet), trainable, drawn_text, LATENT_SCALE, frames=1)
+    checkpoint_activations(unet, config.activation_checkpointing)
+    return Task("domain adapter", unet, image_predictor, trainable, drawn_text, LATENT_SCALE, frames=1)
 
 
 def motion_module(config: TrainConfig) -> Task:
     unet = video_unet(config)
     trainable = stages._motion_parameters(unet)  # freezes the rest: the thing to be proved, so no copy of it
-    return Task("motion module", unet, video_predictor(unet), trainable, drawn_text, LATENT_SCALE, config.frames)
+    return Task("motion module", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames)
 
 
 def motion_lora(config: TrainConfig) -> Task:
@@ -111,7 +109,7 @@ def motion_lora(config: TrainConfig) -> Task:
     for module in temporal_modules(unet).values():  # as after training; behind a zero proj_out no LoRA has a gradient
         nn.init.normal_(module.proj_out.weight, std=0.02)
     trainable = add_motion_lora(unet, stages.MotionLoraTraining().rank, config.seed)
-    return Task("MotionLoRA", unet, video_predictor(unet), trainable, drawn_text, LATENT_SCALE, config.frames)
+    return Task("MotionLoRA", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames)
 
 
 def drawn_text(captions: list[str]) -> Tensor:
@@ -232,7 +230,7 @@ def check(stage: Stage, task: Task, seen: Step, before: dict[str, int], after: d
     assert first - changed == set()
 
 
-def step_of(name: str, gradient_checkpointing: bool) -> dict[str, Any]:
+def step_of(name: str, checkpointing: Checkpointing) -> dict[str, Any]:
     """Makes one step of a stage with the project's trainer and checks it; returns its figures."""
     stage = STAGES[name]
     config = TrainConfig(
@@ -241,7 +239,7 @@ def step_of(name: str, gradient_checkpointing: bool) -> dict[str, Any]:
         frames=FRAMES,
         precision="bf16",
         held_out_clips=0,
-        gradient_checkpointing=gradient_checkpointing,
+        activation_checkpointing=checkpointing,
         device="cpu",
     )
     task = stage.build(config)
@@ -255,7 +253,7 @@ def step_of(name: str, gradient_checkpointing: bool) -> dict[str, Any]:
     assert math.isfinite(result.metrics["loss"])
     return {
         "stage": name,
-        "gradient_checkpointing": gradient_checkpointing,
+        "activation_checkpointing": checkpointing,
         "frames": task.frames,
         "trainable_parameters": result.counts["trainable_parameters"],
         "parameters": sum(parameter.numel() for parameter in task.unet.parameters()),
@@ -272,10 +270,10 @@ def step_of(name: str, gradient_checkpointing: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="One bf16 training step of one stage at full size, on the CPU.")
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--activation-checkpointing", choices=("none", "resnets", "full"), default="none")
     given = parser.parse_args()
     quiet_environment()
-    print(json.dumps(step_of(given.stage, given.gradient_checkpointing)))
+    print(json.dumps(step_of(given.stage, given.activation_checkpointing)))
 
 
 if __name__ == "__main__":

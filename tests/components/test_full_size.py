@@ -61,7 +61,7 @@ def test_the_counts_by_hand_are_the_released_ones() -> None:
 @pytest.mark.parametrize("stage", EXPECTED)
 def test_one_full_size_bf16_step_gives_gradients_to_the_stage_and_to_nothing_else(stage: str) -> None:
     expected = EXPECTED[stage]
-    plain, checkpointed = one_step(stage), one_step(stage, "--gradient-checkpointing")
+    plain, checkpointed = one_step(stage), one_step(stage, "--activation-checkpointing", "full")
     for found in (plain, checkpointed):
         assert found["trainable_parameters"] == expected.trainable
         assert found["parameters"] == expected.parameters

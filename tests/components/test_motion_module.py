@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from components import lora, temporal
+from components.checkpointing import checkpoint_activations
 from components.motion_files import load_motion_module, save_motion_module
 from components.motion_module import (
     MotionModuleConfig,
-    checkpoint_activations,
     fresh_motion_adapter,
     insert,
     motion_state,
@@ -212,11 +212,12 @@ def test_missing_tensors_are_listed(tmp_path: Path) -> None:
         load_motion_module(tmp_path)
 
 
-def test_recomputed_activations_give_the_same_gradients() -> None:
+@pytest.mark.parametrize("mode", ["resnets", "full"])
+def test_recomputed_activations_give_the_same_gradients(mode: Any) -> None:
     unet = image_unet()
     plain = insert(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))
     saving = copy.deepcopy(plain)
-    checkpoint_activations(saving)
+    checkpoint_activations(saving, mode)
     z, text, t = torch.randn(1, 4, 3, 8, 8), torch.randn(3, 32, 128), torch.tensor([500])
 
     def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -237,7 +238,7 @@ def test_every_temporal_transformer_is_recomputed() -> None:
 
     with_mid = MotionAdapter.from_config({**adapter.config, "use_motion_mid_block": True})
     video = insert(unet, with_mid)
-    checkpoint_activations(video)
+    checkpoint_activations(video, "full")
     runs: dict[str, int] = {}
     for name, module in temporal_modules(video).items():
         module.proj_in.register_forward_hook(lambda *_, name=name: runs.update({name: runs.get(name, 0) + 1}))

@@ -13,9 +13,10 @@ import torch
 from components import checkpoints, stages
 from components.base_model import BaseModel
 from components.batch import ClipBatch
+from components.objective import draw
 from components.train_config import TrainConfig, learning_rate_at
 from components.train_log import StepReport
-from components.trainer import Task, TrainingStoppedError, generator_of, train
+from components.trainer import Task, TrainingStoppedError, train
 from infra.errors import UserError, WorkError
 from tests.components.conftest import CACHE_INPUT, DrawnClips
 
@@ -39,7 +40,7 @@ def line_task() -> Task:
     def text(captions: list[str]) -> torch.Tensor:
         return torch.zeros(len(captions), 1, 1)
 
-    return Task("line", model, lambda z, t, text: model(z), {"w": model.w}, text, 0.5, frames=3)
+    return Task("line", model, lambda model: lambda z, t, text: model(z), {"w": model.w}, text, 0.5, frames=3)
 
 
 def test_one_step_is_adamw_on_the_epsilon_loss(clips: DrawnClips, tmp_path: Path) -> None:
@@ -50,9 +51,8 @@ def test_one_step_is_adamw_on_the_epsilon_loss(clips: DrawnClips, tmp_path: Path
     assert result.weights["w"].item() == pytest.approx(0.2 - 0.01 * 0.1 * 0.2 + 0.01, abs=1e-6)
 
     batch = next(clips.batches(2, 3, 0))
-    generator = generator_of(0, 0, 0)
-    eps = torch.randn(batch.latents_BCFhw.shape, generator=generator)
-    t = torch.randint(1000, (2,), generator=generator)
+    chance = draw(range(2), batch.latents_BCFhw.shape[1:], seed=0)
+    eps, t = chance.eps_BCFhw, chance.t_B
     alpha_bar = torch.cumprod(1 - torch.linspace(0.00085, 0.012, 1000), 0)[t].view(-1, 1, 1, 1, 1)
     z_t = alpha_bar.sqrt() * 0.5 * batch.latents_BCFhw + (1 - alpha_bar).sqrt() * eps
     assert seen[0].loss == pytest.approx((0.2 * z_t - eps).square().mean().item(), rel=1e-5)

@@ -1,0 +1,177 @@
+"""One optimizer step, the same for all stages, without a word from the device to the host.
+
+B batch, F frames, C channels, h w latents, L D text. A loss or gradient that is not finite leaves every weight as it
+is: AdamW's fused kernel reads that off a number on the device, so nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.batch import ClipBatch
+from components.noise import Prediction, alpha_bars
+from components.objective import Predict, draw, prediction_errors, weighted_mean
+from components.train_config import TrainConfig, learning_rate_at
+from infra.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one stage trains: `trainable` parameters by their names in the weight file, all others frozen."""
+
+    title: str
+    unet: nn.Module
+    predictor: Callable[[nn.Module], Predict]
+    """The model, perhaps wrapped, to its answer: `objective.video_predictor` or `image_predictor`."""
+    trainable: dict[str, nn.Parameter]
+    text: Callable[[Sequence[str]], Tensor]
+    """Captions to text states (B, L, D)."""
+    latent_scale: float
+    """The VAE's scaling factor; the cache holds unscaled latents."""
+    frames: int
+    prediction: Prediction = "epsilon"
+    """What the base model answers."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process trains, one of `ranks` that share every batch."""
+
+    device: torch.device
+    rank: int = 0
+    ranks: int = 1
+
+
+class Stepper:
+    """Model, optimizer and average of the weights; `step` changes them."""
+
+    def __init__(self, config: TrainConfig, task: Task, place: Place) -> None:
+        self.config, self.task, self.place = config, task, place
+        device = place.device
+        self.autocast = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self.alpha_bar = alpha_bars(config.beta_schedule).to(device)
+        _prepare(config, task, device, self.autocast)
+        self.parameters = list(task.trainable.values())
+        self.optimizer = _optimizer(config, self.parameters)
+        self.ema = [p.detach().clone() for p in self.parameters] if config.ema_decay is not None else None
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._wrapped: Any = task.unet
+        if place.ranks > 1:
+            self._wrapped = nn.parallel.DistributedDataParallel(task.unet, broadcast_buffers=False)
+        self.predict = task.predictor(self._wrapped)
+
+    def step(self, number: int, batches: Sequence[ClipBatch]) -> Tensor:
+        """One step on this rank's parts of its batches; the mean loss of all ranks, on the device. A step that is not
+        finite is counted in `skipped` and changes nothing."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.config, number)
+        total = torch.zeros((), device=self.place.device)
+        for part, batch in enumerate(batches):
+            last = part == len(batches) - 1
+            with nullcontext() if last or self.place.ranks == 1 else self._wrapped.no_sync():
+                loss = self._loss(batch, number * len(batches) + part) / len(batches)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if self.place.ranks > 1:
+            torch.distributed.all_reduce(total)
+            total /= self.place.ranks
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        broken = ~(torch.isfinite(norm) & torch.isfinite(total))
+        self.skipped += broken
+        if self.config.optimizer == "adamw":
+            self.optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bool(broken):
+            self.optimizer.step()
+        self._average(number)
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def errors(self, batch: ClipBatch, captions: Sequence[str] | None, eps_BCFhw: Tensor, t_B: Tensor) -> Tensor:
+        """Squared errors (B,) of the model as it is; `captions` stand in for the batch's own."""
+        device = self.place.device
+        z_0 = batch.latents_BCFhw.to(device, torch.float32, non_blocking=True) * self.task.latent_scale
+        text = self.task.text(batch.captions if captions is None else captions)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            return prediction_errors(
+                self.predict, z_0, text, eps_BCFhw.to(device, non_blocking=True), t_B, self.alpha_bar,
+                self.task.prediction,
+            )  # fmt: skip
+
+    def samples(self, batch_number: int, count: int) -> range:
+        """Numbers of this rank's samples in a batch of all ranks."""
+        first = batch_number * self.config.batch_size + self.place.rank * count
+        return range(first, first + count)
+
+    def _loss(self, batch: ClipBatch, batch_number: int) -> Tensor:
+        count, config = len(batch.captions), self.config
+        strata = config.batch_size if config.stratified_timesteps else None
+        chance = draw(
+            self.samples(batch_number, count), batch.latents_BCFhw.shape[1:], config.seed,
+            config.caption_dropout, config.offset_noise, strata,
+        )  # fmt: skip
+        captions = ["" if drop else text for text, drop in zip(batch.captions, chance.drop_B.tolist(), strict=True)]
+        t_B = chance.t_B.to(self.place.device, non_blocking=True)
+        errors = self.errors(batch, captions, chance.eps_BCFhw, t_B)
+        return weighted_mean(errors, t_B, self.alpha_bar, config.min_snr_gamma, self.task.prediction)
+
+    def _average(self, number: int) -> None:
+        if self.ema is not None and self.config.ema_decay is not None:
+            decay = min(self.config.ema_decay, (1 + number) / (10 + number))
+            torch._foreach_lerp_(self.ema, [parameter.detach() for parameter in self.parameters], 1 - decay)
+
+    def put(self, values: Sequence[Tensor]) -> None:
+        """Sets the trained parameters."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bool) -> None:
+    """The model on its device, in the memory format and precision that the config asks for."""
+    learns = {id(parameter) for parameter in task.trainable.values()}
+    if autocast and device.type == "cuda":
+        for parameter in task.unet.parameters():
+            if id(parameter) not in learns:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    task.unet.to(device).train()
+    if config.channels_last:
+        task.unet.to(memory_format=torch.channels_last)
+    if config.compile:
+        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+        from components.motion_module import temporal_modules
+
+        blocks = [part for part in task.unet.modules() if isinstance(part, (ResnetBlock2D, Transformer2DModel))]
+        for block in (*blocks, *temporal_modules(task.unet).values()):
+            block.compile(dynamic=False)
+
+
+def _optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """
+    Raises:
+        UserError: 8-bit moments without bitsandbytes.
+    """
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError(
+            "The optimizer adamw-8bit needs bitsandbytes, which is not installed.",
+            "It keeps the optimizer's moments in a byte each.",
+            "Run `uv pip install bitsandbytes` on a machine with CUDA, or set train.optimizer=adamw.",
+        ) from None
+    made: torch.optim.Optimizer = AdamW8bit(
+        parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay
+    )
+    return made
