@@ -28,8 +28,11 @@ class BatchSource(Protocol):
     @property
     def vae_sha256(self) -> str: ...
 
-    def batches(self, batch_size: int, frames: int, seed: int, start_step: int = 0) -> Iterator[ClipBatch]:
-        """Endless; the n-th batch is a function of (seed, start_step + n) alone."""
+    def batches(
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[ClipBatch]:
+        """Endless; the n-th batch is a function of (seed, start_step + n) alone, and rank r of R gets its r-th part.
+        `batch_size` is that of all ranks."""
         ...
 
     def held_out(self, count: int, frames: int) -> ClipBatch:

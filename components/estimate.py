@@ -57,14 +57,14 @@ def _as_on_cuda() -> Iterator[None]:
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         half = [each.to(torch.bfloat16) for each in (query, key, value)]
-        return cast(Tensor, _Flash.apply(*half))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Flash.apply(*half))
 
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     plain = F.scaled_dot_product_attention
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.autocast_increment_nesting()
-    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    F.scaled_dot_product_attention = attention
     try:
         yield
     finally:

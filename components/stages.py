@@ -1,50 +1,42 @@
 """The three training stages, in the paper's order (sec. 4): domain adapter, motion module, MotionLoRA.
 
 Each reads a base model and a latent cache, trains one kind of weights with everything else frozen, and seals one
-artifact that holds them in diffusers' format and in the original one, both read back before sealing.
+artifact that holds them in diffusers' format and in the original one, both read back before sealing. The training
+itself may run on workers: they leave the weights in the artifact's draft, and whoever asked for them seals it.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from components import domain_adapter as adapters
-from components import lora, motion_lora
-from components.base_model import BaseModel, fingerprint_of, load_base, vae_sha256
+from components import motion_lora
+from components.base_model import BaseModel, fingerprint_of
 from components.batch import BatchSource
 from components.checkpointing import checkpoint_activations
 from components.formats import motion_notes, weights_input
+from components.launch import InThisProcess, Job, Launch, OnStep, check_share
 from components.lora_stack import LoraStack
 from components.motion_files import load_motion_module, shape_notes
-from components.motion_module import (
-    MotionModuleConfig,
-    fresh_motion_adapter,
-    insert,
-    motion_state,
-)
-from components.objective import Predict, image_predictor, video_predictor
+from components.motion_module import MotionModuleConfig, fresh_motion_adapter, motion_state
+from components.objective import image_predictor, video_predictor
+from components.ranks import place_of
+from components.stage_models import load_for, motion_parameters, start_lora, task_of, video_unet
 from components.stage_outputs import save_lora, save_motion
-from components.text_states import TextStates
 from components.train_config import TrainConfig
-from components.train_log import StepReport
-from components.trainer import Task, train
+from components.trainer import TrainResult, train
 from infra import artifacts
 from infra.artifacts import Artifact, Draft, Input
 from infra.config import Config, execution
-from infra.errors import UserError
-from infra.runtime import pick_device
 
-if TYPE_CHECKING:
-    from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
-
-OnStep = Callable[[StepReport], None] | None
+FIGURES = "figures.json"
+HERE = InThisProcess()
 
 
 class DomainAdapterTraining(Config):
@@ -85,27 +77,42 @@ def train_domain_adapter(
     cache_input: Input,
     out: Path,
     on_step: OnStep = None,
+    launch: Launch = HERE,
 ) -> Artifact:
     """Trains and seals a `domain-adapter`.
 
     Raises:
-        UserError: the cache was encoded by another VAE, or `init_from` does not fit.
+        UserError: the cache was encoded by another VAE, `init_from` does not fit, or workers cannot share a batch.
         TrainingStoppedError: Ctrl-C or SIGTERM; the same call goes on from there.
     """
+    check_share(config.train.batch_size, launch)
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, adapters.KIND)}
     if done := artifacts.find(out, adapters.KIND, config, inputs):
         return done
     with artifacts.draft(out, adapters.KIND, config, inputs, resumable=True) as draft:
-        pipeline = _load(base, cache)
-        trainable = adapters.add_domain_adapter(pipeline.unet, config.rank, config.train.seed)
-        if config.init_from is not None:
-            _start_lora(trainable, adapters.load_domain_adapter(config.init_from), config.init_from)
-        checkpoint_activations(pipeline.unet, config.train.activation_checkpointing)
-        task = _task("domain adapter", pipeline, pipeline.unet, image_predictor, trainable, 1, config.train.device)
-        notes = _notes(config, base, inputs, config.train)
-        weights = _train(config.train, task, cache, draft, on_step)
-        save_lora(draft, adapters.KIND, adapters.WEIGHTS, weights, notes)
+        work = partial(_domain_adapter, config, base, cache, inputs, draft.folder)
+        _run(launch, Job("domain adapter", draft.folder, config.train.device, work), draft, on_step)
     return artifacts.load(out, adapters.KIND)
+
+
+def _domain_adapter(
+    config: DomainAdapterTraining,
+    base: BaseModel,
+    cache: BatchSource,
+    inputs: Mapping[str, Input],
+    folder: Path,
+    on_step: OnStep,
+) -> None:
+    pipeline = load_for(base, cache)
+    trainable = adapters.add_domain_adapter(pipeline.unet, config.rank, config.train.seed)
+    if config.init_from is not None:
+        start_lora(trainable, adapters.load_domain_adapter(config.init_from), config.init_from)
+    checkpoint_activations(pipeline.unet, config.train.activation_checkpointing)
+    task = task_of("domain adapter", pipeline, pipeline.unet, image_predictor, trainable, 1, config.train.device)
+    result = train(config.train, task, cache, folder, on_step)
+    if _leaves(result, config.train, folder):
+        notes = _notes(config, base, inputs, config.train)
+        save_lora(folder, adapters.KIND, adapters.WEIGHTS, result.weights, notes)
 
 
 def train_motion_module(
@@ -116,13 +123,16 @@ def train_motion_module(
     out: Path,
     domain_adapter: Path | None = None,
     on_step: OnStep = None,
+    launch: Launch = HERE,
 ) -> Artifact:
     """Trains and seals a `motion-module`; a domain adapter is active at scale 1 and frozen (paper sec. 4.4).
 
     Raises:
-        UserError: another VAE's cache, a preset for another base model, or a window longer than the module's.
+        UserError: another VAE's cache, a preset for another base model, a window longer than the module's, or workers
+            that cannot share a batch.
         TrainingStoppedError: Ctrl-C or SIGTERM; the same call goes on from there.
     """
+    check_share(config.train.batch_size, launch)
     kind = "motion-module"
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, kind)}
     if domain_adapter is not None:
@@ -130,23 +140,37 @@ def train_motion_module(
     if done := artifacts.find(out, kind, config, inputs):
         return done
     with artifacts.draft(out, kind, config, inputs, resumable=True) as draft:
-        pipeline = _load(base, cache)
-        if domain_adapter is not None:
-            LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
-        if config.init_from is None:
-            adapter = fresh_motion_adapter(config, pipeline.unet, config.train.seed)
-            of_module = {name: str(value) for name, value in motion_notes(config).items()}
-        else:
-            adapter, of_module = load_motion_module(config.init_from, config.max_frames)
-        unet = _video_unet(pipeline, adapter, of_module, config.train)
-        trainable = _motion_parameters(unet)
-        frames, device = config.train.frames, config.train.device
-        task = _task("motion module", pipeline, unet, video_predictor, trainable, frames, device)
+        work = partial(_motion_module, config, base, cache, domain_adapter, inputs, draft.folder)
+        _run(launch, Job("motion module", draft.folder, config.train.device, work), draft, on_step)
+    return artifacts.load(out, kind)
+
+
+def _motion_module(
+    config: MotionModuleTraining,
+    base: BaseModel,
+    cache: BatchSource,
+    domain_adapter: Path | None,
+    inputs: Mapping[str, Input],
+    folder: Path,
+    on_step: OnStep,
+) -> None:
+    pipeline = load_for(base, cache)
+    if domain_adapter is not None:
+        LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
+    if config.init_from is None:
+        adapter = fresh_motion_adapter(config, pipeline.unet, config.train.seed)
+        of_module = {name: str(value) for name, value in motion_notes(config).items()}
+    else:
+        adapter, of_module = load_motion_module(config.init_from, config.max_frames)
+    unet = video_unet(pipeline, adapter, of_module, config.train)
+    trainable = motion_parameters(unet)
+    frames, device = config.train.frames, config.train.device
+    task = task_of("motion module", pipeline, unet, video_predictor, trainable, frames, device)
+    result = train(config.train, task, cache, folder, on_step)
+    if _leaves(result, config.train, folder):
         of_shape = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm")}
         notes = {**of_shape, **shape_notes(adapter), **_notes(config, base, inputs, config.train)}
-        weights = _train(config.train, task, cache, draft, on_step)
-        save_motion(draft, adapter, {**motion_state(unet), **weights}, notes)
-    return artifacts.load(out, kind)
+        save_motion(folder, adapter, {**motion_state(unet), **result.weights}, notes)
 
 
 def train_motion_lora(
@@ -158,13 +182,16 @@ def train_motion_lora(
     motion_module: Path,
     domain_adapter: Path | None = None,
     on_step: OnStep = None,
+    launch: Launch = HERE,
 ) -> Artifact:
     """Trains and seals a `motion-lora` on a frozen motion module, a domain adapter active where one is given.
 
     Raises:
-        UserError: another VAE's cache, a motion module of another base, or a window longer than the module's.
+        UserError: another VAE's cache, a motion module of another base, a window longer than the module's, or workers
+            that cannot share a batch.
         TrainingStoppedError: Ctrl-C or SIGTERM; the same call goes on from there.
     """
+    check_share(config.train.batch_size, launch)
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, motion_lora.KIND)}
     inputs["motion_module"] = weights_input(motion_module, "motion-module")
     if domain_adapter is not None:
@@ -172,101 +199,56 @@ def train_motion_lora(
     if done := artifacts.find(out, motion_lora.KIND, config, inputs):
         return done
     with artifacts.draft(out, motion_lora.KIND, config, inputs, resumable=True) as draft:
-        pipeline = _load(base, cache)
-        if domain_adapter is not None:
-            LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
-        adapter, of_module = load_motion_module(motion_module)
-        unet = _video_unet(pipeline, adapter, of_module, config.train)
-        del adapter  # its tensors are in the UNet
-        trainable = motion_lora.add_motion_lora(unet, config.rank, config.train.seed)
-        if config.init_from is not None:
-            _start_lora(trainable, motion_lora.load_motion_lora(config.init_from), config.init_from)
-        frames, device = config.train.frames, config.train.device
-        task = _task("MotionLoRA", pipeline, unet, video_predictor, trainable, frames, device)
-        of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm", "max_frames")}
-        notes = {**of_lora, **_notes(config, base, inputs, config.train)}
-        weights = _train(config.train, task, cache, draft, on_step)
-        save_lora(draft, motion_lora.KIND, motion_lora.WEIGHTS, weights, notes)
+        work = partial(_motion_lora, config, base, cache, motion_module, domain_adapter, inputs, draft.folder)
+        _run(launch, Job("MotionLoRA", draft.folder, config.train.device, work), draft, on_step)
     return artifacts.load(out, motion_lora.KIND)
 
 
-def _load(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
-    """The base model, on the CPU, after checking that the cache's latents are those of its VAE."""
-    pipeline = load_base(base)
-    own = vae_sha256(pipeline.vae)
-    if own != cache.vae_sha256:
-        raise UserError(
-            f"The cache was encoded by the VAE {cache.vae_sha256[:12]} and {base.path} has the VAE {own[:12]}.",
-            "Latents of one VAE are noise to a model that was trained on another's.",
-            "Build the cache again with this base model's VAE, or train on the base model it was built for.",
-        )
-    return pipeline
+def _motion_lora(
+    config: MotionLoraTraining,
+    base: BaseModel,
+    cache: BatchSource,
+    motion_module: Path,
+    domain_adapter: Path | None,
+    inputs: Mapping[str, Input],
+    folder: Path,
+    on_step: OnStep,
+) -> None:
+    pipeline = load_for(base, cache)
+    if domain_adapter is not None:
+        LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
+    adapter, of_module = load_motion_module(motion_module)
+    unet = video_unet(pipeline, adapter, of_module, config.train)
+    del adapter  # its tensors are in the UNet
+    trainable = motion_lora.add_motion_lora(unet, config.rank, config.train.seed)
+    if config.init_from is not None:
+        start_lora(trainable, motion_lora.load_motion_lora(config.init_from), config.init_from)
+    frames, device = config.train.frames, config.train.device
+    task = task_of("MotionLoRA", pipeline, unet, video_predictor, trainable, frames, device)
+    result = train(config.train, task, cache, folder, on_step)
+    if _leaves(result, config.train, folder):
+        of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm", "max_frames")}
+        notes = {**of_lora, **_notes(config, base, inputs, config.train)}
+        save_lora(folder, motion_lora.KIND, motion_lora.WEIGHTS, result.weights, notes)
 
 
-def _video_unet(
-    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, notes: Mapping[str, Any], train_config: TrainConfig
-) -> UNetMotionModel:
-    longest = adapter.config.motion_max_seq_length
-    if train_config.frames > longest:
-        raise UserError(
-            f"The training window has {train_config.frames} frames and the motion module {longest} positions.",
-            "Frames past the last position cannot be told apart.",
-            "Lower train.frames, or raise the motion module's max_frames.",
-        )
-    # The video model is a copy; the image UNet would be 3.2 GiB of SD 1.5 that nothing reads any more.
-    pipeline.unet = unet = insert(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
-    checkpoint_activations(unet, train_config.activation_checkpointing)
-    return unet
+def _leaves(result: TrainResult, config: TrainConfig, folder: Path) -> bool:
+    """Whether this process leaves the result for all; its figures are then in `folder`."""
+    place = place_of(config.device)
+    if place.rank == 0:
+        figures = {"counts": result.counts, "metrics": {**result.metrics, "workers": place.ranks}}
+        artifacts.write_json(folder / FIGURES, figures)
+    return place.rank == 0
 
 
-def _motion_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """Freezes all but the motion module; returns its parameters by name."""
-    unet.requires_grad_(False)
-    found = {name: parameter for name, parameter in unet.named_parameters() if ".motion_modules." in name}
-    for parameter in found.values():
-        parameter.requires_grad_(True)
-    return found
-
-
-def _task(
-    title: str,
-    pipeline: StableDiffusionPipeline,
-    unet: nn.Module,
-    predictor: Callable[[nn.Module], Predict],
-    trainable: dict[str, nn.Parameter],
-    frames: int,
-    device: str,
-) -> Task:
-    text = TextStates(pipeline.tokenizer, pipeline.text_encoder, pick_device(device))
-    prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    return Task(title, unet, predictor, trainable, text, pipeline.vae.config.scaling_factor, frames, prediction)
-
-
-def _train(config: TrainConfig, task: Task, cache: BatchSource, draft: Draft, on_step: OnStep) -> dict[str, Tensor]:
-    result = train(config, task, cache, draft.folder, on_step)
+def _run(launch: Launch, job: Job, draft: Draft, on_step: OnStep) -> None:
+    """Runs the training and takes its figures into the draft, where it has left everything else."""
+    launch(job, on_step)
+    figures = json.loads((draft.folder / FIGURES).read_text(encoding="utf-8"))
+    draft.counts.update(figures["counts"])
+    draft.metrics.update(figures["metrics"])
+    (draft.folder / FIGURES).unlink()
     shutil.rmtree(draft.folder / "checkpoints", ignore_errors=True)
-    draft.counts.update(result.counts)
-    draft.metrics.update(result.metrics)
-    return result.weights
-
-
-def _start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, path: Path) -> None:
-    """Copies the weights to start from into the fresh parameters."""
-    values = given.state
-    wrong = [
-        name
-        for name in sorted({*trainable, *values})
-        if name not in values or name not in trainable or values[name].shape != trainable[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{path} has rank {given.rank} or layers that differ from what is to be trained, such as {wrong[0]}.",
-            "Training can only start from weights of the same shape.",
-            f"Set rank={given.rank}, or leave init_from out.",
-        )
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(values[name])
 
 
 def _start(path: Path | None, kind: str) -> dict[str, Input]:

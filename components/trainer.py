@@ -3,13 +3,16 @@
 Nothing random has state: noise, timesteps, dropped captions and clips are functions of (seed, number of the sample), so
 that a run is resumed by one integer and a stopped and resumed run ends with the bits of an unbroken one (on the CPU;
 CUDA kernels may differ in the last bits).
+
+Ranks that train together (`components.ranks`) go the same way step by step; only rank 0 measures, reports and writes.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,15 @@ from torch import Tensor
 from components import checkpoints
 from components.batch import BatchSource, ClipBatch
 from components.held_out import Measured, measure
+from components.ranks import alone, any_of_all, check_same, place_of, wait_for_all
 from components.train_config import TrainConfig as TrainConfig
 from components.train_config import learning_rate_at
 from components.train_log import Scalars, StepReport, StopRequest, plot_loss, stop_signals
-from components.train_step import Place, Stepper
+from components.train_step import Stepper
 from components.train_step import Task as Task
 from infra.errors import WorkError
-from infra.logs import get_logger, progress
-from infra.runtime import pick_device
+from infra.logs import get_logger
+from infra.worker_talk import stop_asked
 
 DEAD_AFTER = 10
 DIVERGED = 5.0  # times the best mean loss of a window so far, and above 1.5: predicting nothing is 1
@@ -82,30 +86,35 @@ class _Run:
     def __init__(
         self, config: TrainConfig, task: Task, source: BatchSource, folder: Path, on_step: Callable[[StepReport], None]
     ) -> None:
-        self.config, self.task, self.source, self.folder, self.on_step = config, task, source, folder, on_step
-        self.place = Place(pick_device(config.device))
+        self.config, self.task, self.source, self.folder = config, task, source, folder
+        self.place = place_of(config.device)
+        self.first_rank = self.place.rank == 0
+        self.on_step = on_step if self.first_rank else lambda report: None
         self.stepper = Stepper(config, task, self.place)
         self.progress = Progress()
-        self.held_out = source.held_out(config.held_out_clips, task.frames) if config.held_out_clips else None
+        measured = config.held_out_clips if self.first_rank else 0
+        self.held_out = source.held_out(measured, task.frames) if measured else None
         self.writer = checkpoints.Writer(folder / "checkpoints", config.keep_checkpoints)
         self.pending: list[Tensor] = []
+        self.scalars: Scalars | None = None
         # On CUDA a look at a number waits for the device; on the CPU it costs nothing.
         self.look_every = config.log_every_steps if self.place.device.type == "cuda" else 1
 
     def run(self) -> TrainResult:
         self._restore()
+        check_same(self.progress.step, self.place)
         norms = self._norms() if self.progress.step == 0 else None
         started, first = time.monotonic(), self.progress.step
         parts = self.config.gradient_accumulation
         per_step = self.config.batch_size * parts
-        with (
-            stop_signals() as stop,
-            Scalars(self.folder / "logs", first) as scalars,
-            progress(self.config.steps, self.task.title, "step", first) as bar,
-        ):
+        self.scalars = Scalars(self.folder / "logs", first) if self.first_rank else None
+        with stop_signals() as stop, self.scalars or nullcontext():
             if first == 0:
-                self._measure(scalars)
-            batches = self.source.batches(self.config.batch_size, self.task.frames, self.config.seed, first * parts)
+                self._measure()
+            batches = self.source.batches(
+                self.config.batch_size, self.task.frames, self.config.seed, first * parts,
+                self.place.rank, self.place.ranks,
+            )  # fmt: skip
             waited = 0.0
             while self.progress.step < self.config.steps:
                 asked = time.monotonic()
@@ -114,24 +123,15 @@ class _Run:
                 self._step(taken)
                 elapsed = time.monotonic() - started
                 rate = (self.progress.step - first) * per_step / elapsed
-                report = self._report(rate, waited / elapsed, scalars)
-                bar.set_postfix(
-                    {
-                        "loss": f"{self._smooth():.4f}",
-                        "samples/s": f"{rate:.1f}",
-                        "data wait": f"{waited / elapsed:.0%}",
-                    },
-                    refresh=False,
-                )
-                bar.update()
+                self.on_step(self._report(rate, waited / elapsed))
                 if norms is not None and self.progress.step == DEAD_AFTER:
                     self._check_alive(norms)
-                self.on_step(report)
                 self._save_or_stop(stop)
-        training_seconds = time.monotonic() - started
+        seconds = time.monotonic() - started
         self.writer.wait()
-        plot_loss(self.folder / "loss.png", self.task.title, self.progress.losses, self.progress.held_out)
-        return self._result((self.config.steps - first) * per_step, training_seconds)
+        if self.first_rank:
+            plot_loss(self.folder / "loss.png", self.task.title, self.progress.losses, self.progress.held_out)
+        return self._result((self.config.steps - first) * per_step, seconds)
 
     def _step(self, batches: list[ClipBatch]) -> None:
         self.pending.append(self.stepper.step(self.progress.step, batches))
@@ -187,13 +187,13 @@ class _Run:
         recent = self.progress.window or [loss for _, loss in self.progress.losses[-1:]]
         return sum(recent) / len(recent) if recent else math.nan
 
-    def _report(self, rate: float, wait: float, scalars: Scalars) -> StepReport:
+    def _report(self, rate: float, wait: float) -> StepReport:
         step, state = self.progress.step, self.progress
         last = step == self.config.steps
         loss = state.window[-1] if state.window else math.nan
         if (step % self.config.log_every_steps == 0 or last) and state.window:
             state.losses.append((step, self._smooth()))
-            scalars.add(
+            self._write(
                 step,
                 {
                     "train/loss": state.losses[-1][1],
@@ -205,14 +205,15 @@ class _Run:
             )
             state.window.clear()
             self._check_divergence()
-        measured = self._measure(scalars) if step % self.config.held_out_every_steps == 0 or last else None
+        measured = self._measure() if step % self.config.held_out_every_steps == 0 or last else None
         held_out = None if measured is None else measured.mean
         return StepReport(step, self.config.steps, loss, held_out, rate, wait)
 
-    def _measure(self, scalars: Scalars) -> Measured | None:
+    def _measure(self) -> Measured | None:
         if self.held_out is None:
             return None
-        found = measure(self.stepper, self.held_out)
+        with alone(self.stepper):
+            found = measure(self.stepper, self.held_out)
         step = self.progress.step
         self.progress.held_out.append((step, found.saved))
         self.progress.held_out_loss = found.mean
@@ -222,18 +223,27 @@ class _Run:
         if found.shuffle_gap is not None:
             self.progress.shuffle_gaps.append((step, found.shuffle_gap))
             values["held_out/frame_shuffle_gap"] = found.shuffle_gap
-        scalars.add(step, values)
+        self._write(step, values)
         return found
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if self.scalars is not None:
+            self.scalars.add(step, values)
 
     def _save_or_stop(self, stop: StopRequest) -> None:
         step = self.progress.step
-        due = step % self.config.checkpoint_every_steps == 0 and step < self.config.steps
-        if (due or stop.name) and step < self.config.steps:
+        if step == self.config.steps:
+            return
+        looked = step % self.look_every == 0 or self.place.ranks == 1
+        stops = looked and any_of_all(bool(stop.name or stop_asked(self.folder)), self.place)
+        if self.first_rank and (stops or step % self.config.checkpoint_every_steps == 0):
             self._save()
-        if stop.name and step < self.config.steps:
+        if stops:
             self.writer.wait()
+            wait_for_all(self.place)  # the first error of a rank ends them all
+            reason = stop.name or stop_asked(self.folder) or "another worker was"
             raise TrainingStoppedError(
-                f"{self.task.title} stopped at step {step} of {self.config.steps} ({stop.name}).",
+                f"{self.task.title} stopped at step {step} of {self.config.steps} ({reason}).",
                 "Its state is saved.",
                 "Run the same command again to go on from there.",
             )

@@ -49,6 +49,10 @@ class LatentCache:
         self._index = read_index(folder, self.artifact.counts["clips"])
         self._reader = RowReader(folder, version, self._index.shards, self._index.rows)
 
+    def __reduce__(self) -> tuple[Callable[[Path, str], LatentCache], tuple[Path, str]]:
+        """Another process opens it anew."""
+        return _reopened, (self.artifact.folder.absolute(), self.artifact.fingerprint)
+
     def __len__(self) -> int:
         return len(self._index.frames)
 
@@ -66,6 +70,12 @@ class LatentCache:
     def channels(self) -> int:
         """C of every clip; 0 for an empty cache."""
         return self._shape_Chw[0] if len(self) else 0
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """h, w of every clip."""
+        _, height, width = self._shape_Chw
+        return height, width
 
     def row(self, index: int) -> CachedClip:
         """A clip with all its columns, by its place in the order of the cache.
@@ -211,6 +221,17 @@ class LatentCache:
             "A clip is never repeated or slowed down to fill a window.",
             "Train with fewer frames, or build the cache with a larger frames_min.",
         )
+
+
+def _reopened(folder: Path, fingerprint: str) -> LatentCache:
+    cache = LatentCache(folder)
+    if cache.artifact.fingerprint != fingerprint:
+        raise WorkError(
+            f"The latent cache {folder} is another one than when it was opened.",
+            "It was built again meanwhile.",
+            "Start the training again: it reads the cache as it is now.",
+        )
+    return cache
 
 
 def _check_numbers(batch_size: int, frames: int, start_step: int, rank: int, ranks: int, prefetch: int) -> None:

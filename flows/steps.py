@@ -1,10 +1,13 @@
-"""One plain function an arrow of the data's way; the command line and the flows call these. Each writes one folder."""
+"""One plain function an arrow of the data's way; the command line and the flows call these. Each writes one folder.
+
+A training runs in this process, or on `workers` of this machine or of the Ray cluster at `ray_address`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.artifacts import Artifact
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from components.train_log import StepReport
     from data_prep.build import CacheConfig
     from evaluation.benchmark import BenchmarkConfig
+    from flows.recipes import Recipe
 
     OnStep = Callable[[StepReport], None]
 
@@ -36,14 +40,23 @@ def latent_cache(
 
 
 def domain_adapter(
-    config: DomainAdapterTraining, base: BaseModel, cache: Path, out: Path, on_step: OnStep | None = None
+    config: DomainAdapterTraining,
+    base: BaseModel,
+    cache: Path,
+    out: Path,
+    on_step: OnStep | None = None,
+    workers: int = 1,
+    ray_address: str | None = None,
 ) -> Artifact:
     """Latents → domain adapter (stage 1)."""
+    from components.launch import launch_on
     from components.stages import train_domain_adapter
     from data_prep.cache import LatentCache
 
     latents = LatentCache(cache)
-    return train_domain_adapter(config, base, latents, latents.artifact.as_input(), out, on_step)
+    return train_domain_adapter(
+        config, base, latents, latents.artifact.as_input(), out, on_step, launch_on(workers, ray_address)
+    )
 
 
 def motion_module(
@@ -53,13 +66,19 @@ def motion_module(
     domain_adapter: Path | None,
     out: Path,
     on_step: OnStep | None = None,
+    workers: int = 1,
+    ray_address: str | None = None,
 ) -> Artifact:
     """Latents → motion module (stage 2), with the domain adapter active and frozen."""
+    from components.launch import launch_on
     from components.stages import train_motion_module
     from data_prep.cache import LatentCache
 
     latents = LatentCache(cache)
-    return train_motion_module(config, base, latents, latents.artifact.as_input(), out, domain_adapter, on_step)
+    return train_motion_module(
+        config, base, latents, latents.artifact.as_input(), out, domain_adapter, on_step,
+        launch_on(workers, ray_address),
+    )  # fmt: skip
 
 
 def motion_lora(
@@ -70,15 +89,19 @@ def motion_lora(
     domain_adapter: Path | None,
     out: Path,
     on_step: OnStep | None = None,
+    workers: int = 1,
+    ray_address: str | None = None,
 ) -> Artifact:
     """Latents of one shot type → MotionLoRA (stage 3)."""
+    from components.launch import launch_on
     from components.stages import train_motion_lora
     from data_prep.cache import LatentCache
 
     latents = LatentCache(cache)
     return train_motion_lora(
-        config, base, latents, latents.artifact.as_input(), out, motion_module, domain_adapter, on_step
-    )
+        config, base, latents, latents.artifact.as_input(), out, motion_module, domain_adapter, on_step,
+        launch_on(workers, ray_address),
+    )  # fmt: skip
 
 
 def animation(config: AnimationConfig, models: AnimationModels, out: Path, device: str = "auto") -> Artifact:
@@ -93,3 +116,18 @@ def benchmark(config: BenchmarkConfig, out: Path, device: str = "auto") -> Artif
     from evaluation.benchmark import run_benchmark
 
     return run_benchmark(config, out, device)
+
+
+def plan(stage: str, recipe: Recipe, cache: Path, gpu: str) -> list[str]:
+    """What a stage of a recipe will cost on a GPU, in lines for people; no weights are loaded."""
+    from components.plan import plan as plan_of
+    from data_prep.cache import LatentCache
+
+    part: Any = {
+        "domain-adapter": recipe.domain_adapter,
+        "motion-module": recipe.motion_module,
+        "motion-lora": recipe.motion_lora,
+    }[stage]
+    rank = getattr(part, "rank", 0)
+    size = LatentCache(cache).latent_size
+    return plan_of(stage, part.train, recipe.base.path, size, gpu, recipe.motion_module, rank).lines()

@@ -59,7 +59,7 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 @contextmanager
-def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, cpus: int | None = None, log_to_driver: bool = True) -> Iterator[None]:
     """Ray for the length of the block: the running one, the cluster at `address`, or a fresh local one.
 
     A local one is stopped at the end; one that was there before is left running.
@@ -77,7 +77,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         num_cpus=None if address else cpus,
         include_dashboard=False,
         logging_level=logging.ERROR,
-        log_to_driver=True,
+        log_to_driver=log_to_driver,
     )
     try:
         yield

@@ -24,10 +24,13 @@ class DrawnClips:
 
     vae_sha256: str
 
-    def batches(self, batch_size: int, frames: int, seed: int, start_step: int = 0) -> Iterator[ClipBatch]:
-        step = start_step
+    def batches(
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[ClipBatch]:
+        step, own = start_step, slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
         while True:
-            yield self._batch(batch_size, frames, 1000 * seed + step)
+            whole = self._batch(batch_size, frames, 1000 * seed + step)
+            yield ClipBatch(whole.latents_BCFhw[own], whole.captions[own], whole.clip_ids[own])
             step += 1
 
     def held_out(self, count: int, frames: int) -> ClipBatch:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from components import stages
+from components import stage_models, stages
 from components.checkpointing import Checkpointing, checkpoint_activations
 from components.domain_adapter import add_domain_adapter
 from components.motion_lora import add_motion_lora
@@ -100,7 +100,7 @@ def domain_adapter(config: TrainConfig) -> Task:
 
 def motion_module(config: TrainConfig) -> Task:
     unet = video_unet(config)
-    trainable = stages._motion_parameters(unet)  # freezes the rest: the thing to be proved, so no copy of it
+    trainable = stage_models.motion_parameters(unet)  # freezes the rest: the thing to be proved, so no copy of it
     return Task("motion module", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames)
 
 

@@ -127,8 +127,8 @@ def test_checkpoints_rotate_and_a_damaged_one_is_passed_over(
 class Poisoned(DrawnClips):
     """Every second batch holds NaN."""
 
-    def batches(self, batch_size: int, frames: int, seed: int, start_step: int = 0) -> Iterator[ClipBatch]:
-        for step, batch in enumerate(super().batches(batch_size, frames, seed, start_step), start_step):
+    def batches(self, batch_size: int, frames: int, seed: int, start_step: int = 0, *rank: int) -> Iterator[ClipBatch]:
+        for step, batch in enumerate(super().batches(batch_size, frames, seed, start_step, *rank), start_step):
             yield ClipBatch(batch.latents_BCFhw * (math.nan if step % 2 else 1), batch.captions, batch.clip_ids)
 
 
@@ -146,9 +146,11 @@ def test_accumulated_batches_are_one_large_batch(clips: DrawnClips, tmp_path: Pa
     class Recorded(DrawnClips):
         starts: list[int] = []  # noqa: RUF012
 
-        def batches(self, batch_size: int, frames: int, seed: int, start_step: int = 0) -> Iterator[ClipBatch]:
+        def batches(
+            self, batch_size: int, frames: int, seed: int, start_step: int = 0, *rank: int
+        ) -> Iterator[ClipBatch]:
             self.starts.append(start_step)
-            return super().batches(batch_size, frames, seed, start_step)
+            return super().batches(batch_size, frames, seed, start_step, *rank)
 
     source = Recorded(clips.vae_sha256)
     config = SHORT.replace(steps=3, gradient_accumulation=2, checkpoint_every_steps=2)

@@ -1,8 +1,8 @@
-"""Drawn clips, a small random VAE, and one Ray for the whole run."""
+"""Drawn clips, and a small random VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,19 +12,6 @@ import pytest
 from infra.pocket.clips import write_clips
 
 REALVIDEO = Path(__file__).resolve().parents[3] / "shared" / "realvideo"
-
-
-@pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """One local Ray; `infra.runtime.ray_session` uses the running one."""
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,96 @@
+"""What a stage trains: the base model with its inserts, all frozen but the stage's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from components import lora
+from components.base_model import BaseModel, load_base, vae_sha256
+from components.batch import BatchSource
+from components.checkpointing import checkpoint_activations
+from components.motion_module import insert
+from components.objective import Predict
+from components.ranks import place_of
+from components.text_states import TextStates
+from components.train_config import TrainConfig
+from components.train_step import Task
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
+
+
+def load_for(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
+    """The base model, on the CPU, after checking that the cache's latents are those of its VAE."""
+    pipeline = load_base(base)
+    own = vae_sha256(pipeline.vae)
+    if own != cache.vae_sha256:
+        raise UserError(
+            f"The cache was encoded by the VAE {cache.vae_sha256[:12]} and {base.path} has the VAE {own[:12]}.",
+            "Latents of one VAE are noise to a model that was trained on another's.",
+            "Build the cache again with this base model's VAE, or train on the base model it was built for.",
+        )
+    return pipeline
+
+
+def video_unet(
+    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, notes: Mapping[str, Any], train_config: TrainConfig
+) -> UNetMotionModel:
+    longest = adapter.config.motion_max_seq_length
+    if train_config.frames > longest:
+        raise UserError(
+            f"The training window has {train_config.frames} frames and the motion module {longest} positions.",
+            "Frames past the last position cannot be told apart.",
+            "Lower train.frames, or raise the motion module's max_frames.",
+        )
+    # The video model is a copy; the image UNet would be 3.2 GiB of SD 1.5 that nothing reads any more.
+    pipeline.unet = unet = insert(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
+    checkpoint_activations(unet, train_config.activation_checkpointing)
+    return unet
+
+
+def motion_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """Freezes all but the motion module; returns its parameters by name."""
+    unet.requires_grad_(False)
+    found = {name: parameter for name, parameter in unet.named_parameters() if ".motion_modules." in name}
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return found
+
+
+def task_of(
+    title: str,
+    pipeline: StableDiffusionPipeline,
+    unet: nn.Module,
+    predictor: Callable[[nn.Module], Predict],
+    trainable: dict[str, nn.Parameter],
+    frames: int,
+    device: str,
+) -> Task:
+    text = TextStates(pipeline.tokenizer, pipeline.text_encoder, place_of(device).device)
+    prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    return Task(title, unet, predictor, trainable, text, pipeline.vae.config.scaling_factor, frames, prediction)
+
+
+def start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, path: Path) -> None:
+    """Copies the weights to start from into the fresh parameters."""
+    values = given.state
+    wrong = [
+        name
+        for name in sorted({*trainable, *values})
+        if name not in values or name not in trainable or values[name].shape != trainable[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} has rank {given.rank} or layers that differ from what is to be trained, such as {wrong[0]}.",
+            "Training can only start from weights of the same shape.",
+            f"Set rank={given.rank}, or leave init_from out.",
+        )
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(values[name])
