@@ -6,17 +6,16 @@ same seed, same frames, whatever ran before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from components.animation import AnimationConfig, AnimationModels, inputs_of
-from components.base_model import load_base
+from components.base_model import load_base, prediction_of
 from components.control import control_pictures, load_controlnet
 from components.domain_adapter import load_domain_adapter
 from components.lora_stack import LoraStack, check_fits
@@ -25,17 +24,17 @@ from components.motion_lora import load_motion_lora
 from components.motion_module import insert
 from components.noise import BetaSchedule, inference_scheduler
 from components.quiet import quiet
+from components.sampling import UInt8, decode, denoise, image_pipeline, video_pipeline
 from infra.artifacts import Input
 from infra.errors import UserError
 from infra.logs import get_logger, progress
 from infra.runtime import pick_device
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline, UNetMotionModel
+    from diffusers import SchedulerMixin, StableDiffusionPipeline, UNetMotionModel
+    from tqdm import tqdm
 
-UInt8 = NDArray[np.uint8]
 PICTURES_AT_ONCE = 16
-PIXELS_DECODED_AT_ONCE = 16 * 256 * 256  # the VAE's last layers hold some 2 GiB for these
 log = get_logger("components")
 
 
@@ -152,18 +151,22 @@ class Animator:
             )
         generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn((1, 4, config.frames, height, width), generator=generator)
-        pipeline, extra = self._video_pipeline(config)
+        noted: Any = self._notes["beta_schedule"]
+        scheduler = self._scheduler(config.beta_schedule or noted, config)
+        pipeline = video_pipeline(self._base, self._video, scheduler, self._controlnets)
+        extra: dict[str, Any] = {"generator": generator, "num_frames": config.frames}
+        if self._controlnets:
+            extra["conditioning_frames"] = [control_pictures(video, config.frames) for video in config.control_videos]
+            extra["controlnet_conditioning_scale"] = [net.scale for net in self.models.controlnets]
         with progress(config.steps, "animating", "step") as bar:
-            latents = self._call(
-                pipeline, config, noise, bar.update, generator=generator, num_frames=config.frames, **extra
-            )
-        return self._decode(latents[0].transpose(0, 1))
+            latents = self._denoise(pipeline, config, noise, bar, **extra)
+        return decode(self._base, latents[0].transpose(0, 1))
 
     def images(self, config: AnimationConfig, count: int) -> UInt8:
         """`count` pictures of the prompt by the image model alone, uint8 (N, H, W, 3); picture i is a function of
         (seed, i), whatever the count."""
         height, width = self._size(config)
-        pipeline = self._image_pipeline(config)
+        pipeline = image_pipeline(self._base, self._base.unet, self._scheduler(self._beta_schedule, config))
         generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(count)]
         noises = [torch.randn((4, height, width), generator=generator) for generator in generators]
         pictures = []
@@ -172,80 +175,18 @@ class Animator:
             for start in starts:
                 noise = torch.stack(noises[start : start + PICTURES_AT_ONCE])
                 own = generators[start : start + PICTURES_AT_ONCE]
-                latents = self._call(
-                    pipeline, config, noise, bar.update, generator=own, num_images_per_prompt=len(noise)
-                )
-                pictures.append(self._decode(latents))
+                latents = self._denoise(pipeline, config, noise, bar, generator=own, num_images_per_prompt=len(noise))
+                pictures.append(decode(self._base, latents))
         return np.concatenate(pictures)
 
-    def _image_pipeline(self, config: AnimationConfig) -> Any:
-        """A pipeline of its own for every call: a sampler keeps state, and the base's is not ours to change."""
-        from diffusers import StableDiffusionPipeline
+    def _scheduler(self, schedule: BetaSchedule, config: AnimationConfig) -> SchedulerMixin:
+        return inference_scheduler(schedule, config.scheduler, prediction_of(self._base))
 
-        with quiet():
-            return StableDiffusionPipeline(
-                vae=self._base.vae, text_encoder=self._base.text_encoder, tokenizer=self._base.tokenizer,
-                unet=self._base.unet, scheduler=inference_scheduler(self._beta_schedule, config.scheduler),
-                safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-            )  # fmt: skip
-
-    def _video_pipeline(self, config: AnimationConfig) -> tuple[Any, dict[str, Any]]:
-        """The pipeline, and what its call takes beside the usual."""
-        from diffusers import AnimateDiffControlNetPipeline, AnimateDiffPipeline
-
-        noted: Any = self._notes["beta_schedule"]
-        parts = {
-            "vae": self._base.vae, "text_encoder": self._base.text_encoder, "tokenizer": self._base.tokenizer,
-            "unet": self._video, "motion_adapter": None,
-            "scheduler": inference_scheduler(config.beta_schedule or noted, config.scheduler),
-        }  # fmt: skip
-        with quiet():
-            if not self._controlnets:
-                return AnimateDiffPipeline(**parts), {}
-            pictures = [control_pictures(video, config.frames) for video in config.control_videos]
-            scales = [net.scale for net in self.models.controlnets]
-            given = {"conditioning_frames": pictures, "controlnet_conditioning_scale": scales}
-            return AnimateDiffControlNetPipeline(**parts, controlnet=self._controlnets), given
-
-    def _call(
-        self, pipeline: Any, config: AnimationConfig, noise: Tensor, advance: Callable[[], object], **extra: Any
-    ) -> Tensor:
-        """Latents of the result. The pipeline scales the noise to what its sampler starts from."""
-
-        def on_step_end(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-            advance()
-            return values
-
-        factor = pipeline.vae_scale_factor
-        pipeline.set_progress_bar_config(disable=True)
-        with quiet():
-            return torch.as_tensor(
-                pipeline(
-                    prompt=config.prompt,
-                    negative_prompt=config.negative_prompt,
-                    height=noise.shape[-2] * factor,
-                    width=noise.shape[-1] * factor,
-                    num_inference_steps=config.steps,
-                    guidance_scale=config.guidance_scale,
-                    latents=noise.to(self._device),
-                    output_type="latent",
-                    return_dict=False,
-                    callback_on_step_end=on_step_end,
-                    **extra,
-                )[0]
-            )
-
-    @torch.no_grad()
-    def _decode(self, latents_NChw: Tensor) -> UInt8:
-        """uint8 (N, H, W, 3), so many at once as fit `PIXELS_DECODED_AT_ONCE`."""
-        vae = self._base.vae
-        pixels = latents_NChw[0, 0].numel() * self._base.vae_scale_factor**2
-        done = []
-        for part in torch.split(latents_NChw, max(1, PIXELS_DECODED_AT_ONCE // pixels)):
-            pictures = vae.decode(part / vae.config.scaling_factor, return_dict=False)[0]
-            scaled = (pictures.float() / 2 + 0.5).clamp(0, 1) * 255
-            done.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-        return np.concatenate(done)
+    def _denoise(self, pipeline: Any, config: AnimationConfig, noise: Tensor, bar: tqdm[Any], **extra: Any) -> Tensor:
+        return denoise(
+            pipeline, noise.to(self._device), config.prompt, config.negative_prompt, config.steps,
+            config.guidance_scale, bar.update, **extra,
+        )  # fmt: skip
 
     def _size(self, config: AnimationConfig) -> tuple[int, int]:
         """Height and width in latents."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from components.embeddings import add_embedding
 from components.hub import WHAT_IS_A_BASE, first_line, from_hub
 from components.hub import resolve as resolve
 from components.kohya import fold_lora
+from components.noise import Prediction
 from components.quiet import quiet
 from components.weight_files import LARGEST, Header, read_header
 from components.weight_kinds import KINDS, MEANINGS, OPTIONS
@@ -100,6 +101,12 @@ def fingerprint_of(model: BaseModel) -> artifacts.Input:
         read_header(embedding.path)
         parts.append([sha256_path(embedding.path), embedding.token or embedding.path.stem])
     return artifacts.Input("base-model", path.resolve().name, parts[0] if len(parts) == 1 else sha256_json(parts))
+
+
+def prediction_of(pipeline: StableDiffusionPipeline) -> Prediction:
+    """What the image model answers: noise, or velocity."""
+    predicts: Prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    return predicts
 
 
 def _configs_sha256(folder: Path) -> str:
@@ -210,7 +217,7 @@ def _check_is_sd1(folder: Path) -> None:
     """By the configs of a diffusers folder, before its weights are read.
 
     Raises:
-        UserError: an inpainting or image-conditioned model, Stable Diffusion 2, or one that predicts velocity.
+        UserError: an inpainting or image-conditioned model, Stable Diffusion 2, or one that predicts the picture.
     """
     unet, scheduler = (_config(folder / part) for part in ("unet/config.json", "scheduler/scheduler_config.json"))
     channels, text_width = unet.get("in_channels", 4), unet.get("cross_attention_dim", 768)
@@ -228,9 +235,11 @@ def _check_is_sd1(folder: Path) -> None:
             MEANINGS["sd2-checkpoint"],
             "Pass Stable Diffusion 1.5, or a model fine-tuned from it.",
         )
-    if predicts != "epsilon":
+    if predicts not in get_args(Prediction):
         raise UserError(
-            f"{folder} predicts {predicts}.", "Motion modules are trained on models that predict noise.", "Pass SD 1.x."
+            f"{folder} predicts {predicts}.",
+            "Only models that predict noise (epsilon) or velocity (v_prediction) can be trained and animated.",
+            "Pass one of these.",
         )
 
 

@@ -28,6 +28,11 @@ class BatchSource(Protocol):
     @property
     def vae_sha256(self) -> str: ...
 
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width."""
+        ...
+
     def batches(
         self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
     ) -> Iterator[ClipBatch]:

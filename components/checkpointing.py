@@ -7,7 +7,7 @@ SD 1.5 with the v3 module at 256 px, 16 frames, it saves a third, and `full` her
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from components.motion_module import temporal_modules
 
 Checkpointing = Literal["none", "resnets", "full"]
+MODES: tuple[Checkpointing, ...] = get_args(Checkpointing)
+"""From the least recomputed to the most."""
 
 
 def checkpoint_activations(unet: nn.Module, mode: Checkpointing) -> None:

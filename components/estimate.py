@@ -1,24 +1,29 @@
 """What a training step costs, counted on tensors without memory: FLOPs, and bytes by part.
 
-Everything is read off the operations that torch would run, on CUDA in bf16 autocast, none of which runs. Activations
-are what autograd keeps for going backward; kernels' workspaces, the allocator's slack and the CUDA context come on top.
+Everything is read off the operations that torch would run, on CUDA in bf16 autocast unless said otherwise, none of
+which runs. Activations are what autograd keeps for going backward; kernels' workspaces, the allocator's slack and the
+CUDA context come on top.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, TypeVar, cast
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.checkpointing import Checkpointing, checkpoint_activations
+from components.checkpointing import MODES, Checkpointing, checkpoint_activations
 from components.objective import Predict, image_predictor, video_predictor
 
 GIB = 1 << 30
+Kind = Literal["cuda bf16", "cuda fp32", "cpu bf16", "cpu fp32"]
+"""A device, and what matrix products are computed in."""
 CUDA_CONTEXT = 2.5 * GIB
 """Context, workspaces and slack of a process that trains, roughly."""
 
@@ -52,16 +57,16 @@ class _Flash(torch.autograd.Function):
 
 
 @contextmanager
-def _as_on_cuda() -> Iterator[None]:
+def _as_on_cuda(half: bool) -> Iterator[None]:
     """CUDA's autocast rules on a machine without CUDA, and attention that keeps what flash attention keeps."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        half = [each.to(torch.bfloat16) for each in (query, key, value)]
-        return cast(Tensor, _Flash.apply(*half))
+        taken = [each.to(torch.bfloat16) if half else each for each in (query, key, value)]
+        return cast(Tensor, _Flash.apply(*taken))
 
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     plain = F.scaled_dot_product_attention
-    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_enabled("cuda", half)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.autocast_increment_nesting()
     F.scaled_dot_product_attention = attention
@@ -75,13 +80,32 @@ def _as_on_cuda() -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
 
 
-def saved_activation_bytes(unet: nn.Module, shape: Shape, mode: Checkpointing) -> int:
+M = TypeVar("M", bound=nn.Module)
+
+
+def on_meta(model: M) -> M:
+    """A copy without memory."""
+    memo: dict[int, Any] = {
+        id(each): nn.Parameter(torch.empty_like(each, device="meta"), requires_grad=each.requires_grad)
+        for each in model.parameters()
+    }
+    memo |= {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+def saved_activation_bytes(
+    unet: nn.Module,
+    shape: Shape,
+    mode: Checkpointing,
+    kind: Kind = "cuda bf16",
+    predict: Callable[[nn.Module], Predict] | None = None,
+) -> int:
     """Bytes that autograd keeps of one forward pass of a model on the meta device, whose parameters that learn are
     marked by `requires_grad`. The model is used up: its parameters become fake ones, its layers recompute."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _to_fake(unet)
+        _to_fake(unet, torch.bfloat16 if kind == "cuda bf16" else torch.float32)
         checkpoint_activations(unet, mode)
         unet.train()
         parameters = {each.untyped_storage()._cdata for each in (*unet.parameters(), *unet.buffers())}
@@ -94,19 +118,24 @@ def saved_activation_bytes(unet: nn.Module, shape: Shape, mode: Checkpointing) -
             return tensor
 
         inputs = _inputs(shape, "cuda")
-        with _as_on_cuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            _predictor(unet)(*inputs)
+        with _as_on_cuda(kind.endswith("bf16")), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            (predict or _predictor)(unet)(*inputs)
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def step_flops(unet: nn.Module, shape: Shape, mode: Checkpointing = "none") -> int:
+def step_flops(
+    unet: nn.Module,
+    shape: Shape,
+    mode: Checkpointing = "none",
+    predict: Callable[[nn.Module], Predict] | None = None,
+) -> int:
     """FLOPs of one forward and backward pass of a model on the meta device, what is recomputed included."""
     from torch.utils.flop_counter import FlopCounterMode
 
     checkpoint_activations(unet, mode)
     unet.train()
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        _predictor(unet)(*_inputs(shape, "meta")).sum().backward()  # type: ignore[no-untyped-call]
+        (predict or _predictor)(unet)(*_inputs(shape, "meta")).sum().backward()  # type: ignore[no-untyped-call]
     unet.zero_grad(set_to_none=True)
     return int(counter.get_total_flops())
 
@@ -122,21 +151,47 @@ class Memory:
         return sum(self.parts.values())
 
 
-def memory(unet: nn.Module, shape: Shape, mode: Checkpointing, ema: bool, moment_bytes: int = 4) -> Memory:
-    """GPU memory of a training step by part; the model is on the meta device, and used up."""
+def memory(
+    unet: nn.Module,
+    shape: Shape,
+    mode: Checkpointing,
+    ema: bool,
+    moment_bytes: int = 4,
+    kind: Kind = "cuda bf16",
+    predict: Callable[[nn.Module], Predict] | None = None,
+) -> Memory:
+    """Memory of a training step by part; the model is on the meta device, and used up. On the CPU the process as it is
+    now, which holds the model, stands for weights and all else."""
     learns = sum(each.numel() for each in unet.parameters() if each.requires_grad)
     frozen = sum(each.numel() for each in unet.parameters() if not each.requires_grad)
-    parts = {
-        "frozen weights, bf16": 2 * frozen,
-        "trained weights, fp32": 4 * learns,
-        "their bf16 copies": 2 * learns,
+    parts = {}
+    if kind == "cuda bf16":
+        parts = {"frozen weights, bf16": 2 * frozen, "trained weights, fp32": 4 * learns}
+    elif kind == "cuda fp32":
+        parts = {"weights, fp32": 4 * (frozen + learns)}
+    if kind.endswith("bf16"):
+        parts["bf16 copies of weights"] = 2 * (learns if kind == "cuda bf16" else learns + frozen)
+    parts |= {
         "gradients, fp32": 4 * learns,
         "AdamW's moments": 2 * moment_bytes * learns,
         "averaged weights, fp32": 4 * learns if ema else 0,
-        "activations": saved_activation_bytes(unet, shape, mode),
-        "CUDA context and slack": int(CUDA_CONTEXT),
+        "activations": saved_activation_bytes(unet, shape, mode, kind, predict),
     }
+    if kind.startswith("cuda"):
+        parts["CUDA context and slack"] = int(CUDA_CONTEXT)
+    else:
+        parts["process with its model"] = int(psutil.Process().memory_info().rss)
     return Memory(parts)
+
+
+def least_that_fits(room: float, needed: Callable[[Checkpointing], Memory]) -> tuple[Checkpointing | None, Memory]:
+    """The mode that recomputes least of those that need no more than `room` bytes; None, and what `full` needs, where
+    none does."""
+    for mode in MODES:
+        found = needed(mode)
+        if found.total <= room:
+            return mode, found
+    return None, found
 
 
 def _predictor(unet: nn.Module) -> Predict:
@@ -150,12 +205,12 @@ def _inputs(shape: Shape, device: str) -> tuple[Tensor, Tensor, Tensor]:
         return z_t, t, torch.empty(shape.clips, shape.text_length, shape.text_width)
 
 
-def _to_fake(unet: nn.Module) -> None:
-    """bf16 on a CUDA device that need not be there; a learning weight's own bf16 copy is counted by `memory`."""
+def _to_fake(unet: nn.Module, dtype: torch.dtype) -> None:
+    """On a CUDA device that need not be there; bf16 copies of weights are counted by `memory`."""
     for module in unet.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                fake = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
+                fake = torch.empty(parameter.shape, dtype=dtype, device="cuda")
                 module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:

@@ -6,6 +6,8 @@ is how much better the model predicts frames in their order than out of it; a mo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +45,26 @@ class Measured:
 def measure(stepper: Stepper, clips: ClipBatch) -> Measured:
     """Leaves weights and optimizer as they are."""
     bands = _bands(stepper, clips)
-    averaged = None
-    live = [parameter.detach().clone() for parameter in stepper.parameters] if stepper.ema is not None else None
-    if stepper.ema is not None:
-        stepper.put(stepper.ema)
-        averaged = _bands(stepper, clips)
+    with averaged_weights(stepper):
+        return _measure_saved(stepper, clips, bands)
+
+
+@contextmanager
+def averaged_weights(stepper: Stepper) -> Iterator[None]:
+    """The model has the weights that would be saved: the averaged ones, where there are any."""
+    if stepper.ema is None:
+        yield
+        return
+    live = [parameter.detach().clone() for parameter in stepper.parameters]
+    stepper.put(stepper.ema)
+    try:
+        yield
+    finally:
+        stepper.put(live)
+
+
+def _measure_saved(stepper: Stepper, clips: ClipBatch, bands: dict[str, float]) -> Measured:
+    averaged = None if stepper.ema is None else _bands(stepper, clips)
     gap = None
     if clips.latents_BCFhw.shape[2] > 1:
         order = torch.stack([_shuffle(clips.latents_BCFhw.shape[2], clip) for clip in range(len(clips.captions))])
@@ -55,8 +72,6 @@ def measure(stepper: Stepper, clips: ClipBatch) -> Measured:
         shuffled = ClipBatch(clips.latents_BCFhw.gather(2, index), clips.captions, clips.clip_ids)
         saved = averaged or bands
         gap = (sum(_bands(stepper, shuffled).values()) - sum(saved.values())) / BANDS
-    if live is not None:
-        stepper.put(live)
     return Measured(bands, averaged, gap)
 
 

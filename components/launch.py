@@ -100,6 +100,7 @@ class Bar:
     def __init__(self, title: str, on_step: OnStep) -> None:
         self._title, self._on_step = title, on_step
         self._losses: deque[float] = deque(maxlen=10)
+        self._figures: dict[str, str] = {}
         self._bar: Any = None
 
     def __enter__(self) -> Bar:
@@ -114,7 +115,15 @@ class Bar:
             self._bar = logs.progress(report.steps, self._title, "step", report.step - 1)
         if report.loss == report.loss:  # between two looks at the device there is none
             self._losses.append(report.loss)
-        figures = {"samples/s": f"{report.samples_per_second:.1f}", "data wait": f"{report.data_wait_share:.0%}"}
+        if report.peak_gib is not None:
+            self._figures = {"memory": f"{report.peak_gib:.1f} of {report.predicted_gib:.1f} GiB"}
+            if report.mfu is not None:
+                self._figures = {"MFU": f"{report.mfu:.0%}", **self._figures}
+        figures = {
+            "samples/s": f"{report.samples_per_second:.1f}",
+            "data wait": f"{report.data_wait_share:.0%}",
+            **self._figures,
+        }
         if self._losses:
             figures = {"loss": f"{sum(self._losses) / len(self._losses):.4f}", **figures}
         self._bar.set_postfix(figures, refresh=False)

@@ -7,7 +7,6 @@ well-tuned trainers of this kind reach, which is an assumption and said as one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,10 @@ from torch import nn
 from components import lora
 from components.base_model import HUB_REFERENCE
 from components.checkpointing import Checkpointing
-from components.estimate import GIB, Memory, Shape, memory, step_flops
+from components.estimate import GIB, Memory, Shape, least_that_fits, memory, step_flops
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
 from components.train_config import TrainConfig
 from infra.errors import UserError
-
-MODES: tuple[Checkpointing, ...] = ("none", "resnets", "full")
 
 
 @dataclass(frozen=True)
@@ -125,23 +122,12 @@ def plan(
     parts = train.gradient_accumulation
     moments = 1 if train.optimizer == "adamw-8bit" else 4
     room = GPUS[gpu].memory_gib * GIB
-    mode, needed = _least_that_fits(build, shape, train.ema_decay is not None, moments, room)
+    averages = train.ema_decay is not None
+    mode, needed = least_that_fits(room, lambda mode: memory(build(), shape, mode, averages, moments))
     flops = step_flops(model, shape) * parts
     run = flops if mode == "none" else step_flops(build(), shape, mode or "full") * parts
     samples = train.steps * train.batch_size * parts
     return Plan(stage, trained, frozen, train.steps, samples, flops, needed, mode, GPUS[gpu], run)
-
-
-def _least_that_fits(
-    build: Callable[[], nn.Module], shape: Shape, ema: bool, moment_bytes: int, room: float
-) -> tuple[Checkpointing | None, Memory]:
-    needed: Memory | None = None
-    for mode in MODES:
-        needed = memory(build(), shape, mode, ema, moment_bytes)
-        if needed.total <= room:
-            return mode, needed
-    assert needed is not None
-    return None, needed
 
 
 def unet_settings(base: Path) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from components import lora
-from components.base_model import BaseModel, load_base, vae_sha256
+from components.base_model import BaseModel, load_base, prediction_of, vae_sha256
 from components.batch import BatchSource
-from components.checkpointing import checkpoint_activations
 from components.motion_module import insert
-from components.objective import Predict
+from components.objective import Predict, image_predictor
 from components.ranks import place_of
 from components.text_states import TextStates
 from components.train_config import TrainConfig
+from components.train_samples import drawer
 from components.train_step import Task
 from infra.errors import UserError
 
@@ -50,7 +50,6 @@ def video_unet(
         )
     # The video model is a copy; the image UNet would be 3.2 GiB of SD 1.5 that nothing reads any more.
     pipeline.unet = unet = insert(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
-    checkpoint_activations(unet, train_config.activation_checkpointing)
     return unet
 
 
@@ -69,12 +68,23 @@ def task_of(
     unet: nn.Module,
     predictor: Callable[[nn.Module], Predict],
     trainable: dict[str, nn.Parameter],
-    frames: int,
-    device: str,
+    cache: BatchSource,
+    config: TrainConfig,
 ) -> Task:
-    text = TextStates(pipeline.tokenizer, pipeline.text_encoder, place_of(device).device)
-    prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    return Task(title, unet, predictor, trainable, text, pipeline.vae.config.scaling_factor, frames, prediction)
+    """A clip is one frame where the model is the image model."""
+    prediction = prediction_of(pipeline)
+    return Task(
+        title=title,
+        unet=unet,
+        predictor=predictor,
+        trainable=trainable,
+        text=TextStates(pipeline.tokenizer, pipeline.text_encoder, place_of(config.device).device),
+        latent_scale=pipeline.vae.config.scaling_factor,
+        frames=1 if predictor is image_predictor else config.frames,
+        latent_size=cache.latent_size,
+        prediction=prediction,
+        draw=drawer(pipeline, unet, config.beta_schedule, prediction),
+    )
 
 
 def start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, path: Path) -> None:

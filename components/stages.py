@@ -8,7 +8,6 @@ itself may run on workers: they leave the weights in the artifact's draft, and w
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from components import domain_adapter as adapters
 from components import motion_lora
 from components.base_model import BaseModel, fingerprint_of
 from components.batch import BatchSource
-from components.checkpointing import checkpoint_activations
 from components.formats import motion_notes, weights_input
 from components.launch import InThisProcess, Job, Launch, OnStep, check_share
 from components.lora_stack import LoraStack
@@ -30,6 +28,7 @@ from components.ranks import place_of
 from components.stage_models import load_for, motion_parameters, start_lora, task_of, video_unet
 from components.stage_outputs import save_lora, save_motion
 from components.train_config import TrainConfig
+from components.train_step import Task
 from components.trainer import TrainResult, train
 from infra import artifacts
 from infra.artifacts import Artifact, Draft, Input
@@ -89,7 +88,7 @@ def train_domain_adapter(
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_start(config.init_from, adapters.KIND)}
     if done := artifacts.find(out, adapters.KIND, config, inputs):
         return done
-    with artifacts.draft(out, adapters.KIND, config, inputs, resumable=True) as draft:
+    with artifacts.draft(out, adapters.KIND, config, inputs, scratch="checkpoints") as draft:
         work = partial(_domain_adapter, config, base, cache, inputs, draft.folder)
         _run(launch, Job("domain adapter", draft.folder, config.train.device, work), draft, on_step)
     return artifacts.load(out, adapters.KIND)
@@ -107,11 +106,10 @@ def _domain_adapter(
     trainable = adapters.add_domain_adapter(pipeline.unet, config.rank, config.train.seed)
     if config.init_from is not None:
         start_lora(trainable, adapters.load_domain_adapter(config.init_from), config.init_from)
-    checkpoint_activations(pipeline.unet, config.train.activation_checkpointing)
-    task = task_of("domain adapter", pipeline, pipeline.unet, image_predictor, trainable, 1, config.train.device)
+    task = task_of("domain adapter", pipeline, pipeline.unet, image_predictor, trainable, cache, config.train)
     result = train(config.train, task, cache, folder, on_step)
     if _leaves(result, config.train, folder):
-        notes = _notes(config, base, inputs, config.train)
+        notes = _notes(config, task, inputs)
         save_lora(folder, adapters.KIND, adapters.WEIGHTS, result.weights, notes)
 
 
@@ -139,7 +137,7 @@ def train_motion_module(
         inputs["domain_adapter"] = weights_input(domain_adapter, adapters.KIND)
     if done := artifacts.find(out, kind, config, inputs):
         return done
-    with artifacts.draft(out, kind, config, inputs, resumable=True) as draft:
+    with artifacts.draft(out, kind, config, inputs, scratch="checkpoints") as draft:
         work = partial(_motion_module, config, base, cache, domain_adapter, inputs, draft.folder)
         _run(launch, Job("motion module", draft.folder, config.train.device, work), draft, on_step)
     return artifacts.load(out, kind)
@@ -164,12 +162,11 @@ def _motion_module(
         adapter, of_module = load_motion_module(config.init_from, config.max_frames)
     unet = video_unet(pipeline, adapter, of_module, config.train)
     trainable = motion_parameters(unet)
-    frames, device = config.train.frames, config.train.device
-    task = task_of("motion module", pipeline, unet, video_predictor, trainable, frames, device)
+    task = task_of("motion module", pipeline, unet, video_predictor, trainable, cache, config.train)
     result = train(config.train, task, cache, folder, on_step)
     if _leaves(result, config.train, folder):
         of_shape = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm")}
-        notes = {**of_shape, **shape_notes(adapter), **_notes(config, base, inputs, config.train)}
+        notes = {**of_shape, **shape_notes(adapter), **_notes(config, task, inputs)}
         save_motion(folder, adapter, {**motion_state(unet), **result.weights}, notes)
 
 
@@ -198,7 +195,7 @@ def train_motion_lora(
         inputs["domain_adapter"] = weights_input(domain_adapter, adapters.KIND)
     if done := artifacts.find(out, motion_lora.KIND, config, inputs):
         return done
-    with artifacts.draft(out, motion_lora.KIND, config, inputs, resumable=True) as draft:
+    with artifacts.draft(out, motion_lora.KIND, config, inputs, scratch="checkpoints") as draft:
         work = partial(_motion_lora, config, base, cache, motion_module, domain_adapter, inputs, draft.folder)
         _run(launch, Job("MotionLoRA", draft.folder, config.train.device, work), draft, on_step)
     return artifacts.load(out, motion_lora.KIND)
@@ -223,12 +220,11 @@ def _motion_lora(
     trainable = motion_lora.add_motion_lora(unet, config.rank, config.train.seed)
     if config.init_from is not None:
         start_lora(trainable, motion_lora.load_motion_lora(config.init_from), config.init_from)
-    frames, device = config.train.frames, config.train.device
-    task = task_of("MotionLoRA", pipeline, unet, video_predictor, trainable, frames, device)
+    task = task_of("MotionLoRA", pipeline, unet, video_predictor, trainable, cache, config.train)
     result = train(config.train, task, cache, folder, on_step)
     if _leaves(result, config.train, folder):
         of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm", "max_frames")}
-        notes = {**of_lora, **_notes(config, base, inputs, config.train)}
+        notes = {**of_lora, **_notes(config, task, inputs)}
         save_lora(folder, motion_lora.KIND, motion_lora.WEIGHTS, result.weights, notes)
 
 
@@ -248,7 +244,6 @@ def _run(launch: Launch, job: Job, draft: Draft, on_step: OnStep) -> None:
     draft.counts.update(figures["counts"])
     draft.metrics.update(figures["metrics"])
     (draft.folder / FIGURES).unlink()
-    shutil.rmtree(draft.folder / "checkpoints", ignore_errors=True)
 
 
 def _start(path: Path | None, kind: str) -> dict[str, Input]:
@@ -256,12 +251,13 @@ def _start(path: Path | None, kind: str) -> dict[str, Input]:
 
 
 def _notes(
-    config: Config, base: BaseModel, inputs: Mapping[str, Input], train_config: TrainConfig
+    config: DomainAdapterTraining | MotionModuleTraining | MotionLoraTraining, task: Task, inputs: Mapping[str, Input]
 ) -> dict[str, object]:
     return {
         "base_model": inputs["base"].name,
         "base_model_fingerprint": inputs["base"].fingerprint,
-        "beta_schedule": train_config.beta_schedule,
+        "beta_schedule": config.train.beta_schedule,
+        "prediction_type": task.prediction,
         "recipe_fingerprint": config.fingerprint(),
-        "frames": train_config.frames,
+        "frames": config.train.frames,
     }

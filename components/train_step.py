@@ -11,14 +11,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from components.batch import ClipBatch
+from components.checkpointing import Checkpointing, checkpoint_activations
+from components.estimate import GIB, Kind, Memory, Shape, least_that_fits, memory, on_meta, step_flops
 from components.noise import Prediction, alpha_bars
 from components.objective import Predict, draw, prediction_errors, weighted_mean
 from components.train_config import TrainConfig, learning_rate_at
 from infra.errors import UserError
+from infra.logs import get_logger
+
+Draw = Callable[[str, Tensor], NDArray[np.uint8]]
+log = get_logger("components")
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,13 @@ class Task:
     latent_scale: float
     """The VAE's scaling factor; the cache holds unscaled latents."""
     frames: int
+    latent_size: tuple[int, int]
+    """Height and width."""
     prediction: Prediction = "epsilon"
     """What the base model answers."""
+    draw: Draw | None = None
+    """A prompt, and noise (1, C, F, h, w) on the model's device, to pictures uint8 (F, H, W, 3); the model draws as it
+    is at that moment."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,13 @@ class Stepper:
         self.config, self.task, self.place = config, task, place
         device = place.device
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self.kind: Kind = "cuda bf16" if self.autocast else "cuda fp32"
+        if device.type == "cpu":
+            self.kind = "cpu bf16" if self.autocast else "cpu fp32"
         self.alpha_bar = alpha_bars(config.beta_schedule).to(device)
+        self.flops_per_sample = step_flops(on_meta(task.unet), self.shape(1), predict=task.predictor)
+        self.checkpointing, self.predicted = self._recomputed()
+        checkpoint_activations(task.unet, self.checkpointing)
         _prepare(config, task, device, self.autocast)
         self.parameters = list(task.trainable.values())
         self.optimizer = _optimizer(config, self.parameters)
@@ -98,11 +118,40 @@ class Stepper:
         device = self.place.device
         z_0 = batch.latents_BCFhw.to(device, torch.float32, non_blocking=True) * self.task.latent_scale
         text = self.task.text(batch.captions if captions is None else captions)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+        with self.precision():
             return prediction_errors(
                 self.predict, z_0, text, eps_BCFhw.to(device, non_blocking=True), t_B, self.alpha_bar,
                 self.task.prediction,
             )  # fmt: skip
+
+    def precision(self) -> torch.autocast:
+        """Of what the model computes."""
+        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def shape(self, clips: int) -> Shape:
+        """Of that many clips, with their text."""
+        return Shape(clips, self.task.frames, *self.task.latent_size, *self.task.text([""]).shape[1:])
+
+    def _recomputed(self) -> tuple[Checkpointing, Memory]:
+        """What the config asks for, or the least that fits; with the memory that it takes."""
+        config, task = self.config, self.task
+        shape = self.shape(config.batch_size // self.place.ranks)
+        averages, moments = config.ema_decay is not None, 1 if config.optimizer == "adamw-8bit" else 4
+
+        def needed(mode: Checkpointing) -> Memory:
+            return memory(on_meta(task.unet), shape, mode, averages, moments, self.kind, task.predictor)
+
+        if config.activation_checkpointing != "auto":
+            return config.activation_checkpointing, needed(config.activation_checkpointing)
+        room = _room(self.place.device)
+        mode, found = least_that_fits(room, needed)
+        if mode is None:
+            log.warning(
+                "%s needs about %.1f GiB with everything recomputed, and %.1f GiB are free: lower train.batch_size, "
+                "and raise train.gradient_accumulation as much.", task.title, found.total / GIB, room / GIB,
+            )  # fmt: skip
+        log.info("activation_checkpointing: %s (%.1f of %.1f GiB)", mode or "full", found.total / GIB, room / GIB)
+        return mode or "full", found
 
     def samples(self, batch_number: int, count: int) -> range:
         """Numbers of this rank's samples in a batch of all ranks."""
@@ -131,6 +180,13 @@ class Stepper:
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 parameter.copy_(value)
+
+
+def _room(device: torch.device) -> float:
+    """Bytes that a training may take, on the CPU with what the process has already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
 def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bool) -> None:

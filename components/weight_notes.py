@@ -1,8 +1,9 @@
 """What every weight file that we write says about itself: our notes, and the fields that UIs show.
 
 Notes (`animateflow.*`): stage, preset, network, group_norm, image_group_norm, max_frames, heads, norm_groups, rank,
-alpha, beta_schedule, base_model with its fingerprint, recipe_fingerprint, frames. The `modelspec.*` fields are those of
-the Stability AI Model Metadata Standard 1.0.0; its date is left out, so that the same training gives the same bytes.
+alpha, beta_schedule, prediction_type, base_model with its fingerprint, recipe_fingerprint, frames. The `modelspec.*`
+fields are those of the Stability AI Model Metadata Standard 1.0.0; its date is left out, so that the same training
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _modelspec(notes: Mapping[str, str], original: bool) -> dict[str, str]:
         "title": title,
         "description": f"{trained}: " + ", ".join(f"{name} {notes[name]}" for name in _SHOWN if name in notes) + ".",
         "usage_hint": hint,
-        "prediction_type": "epsilon",
+        "prediction_type": notes.get("prediction_type", "epsilon"),
     }
 
 

@@ -6,7 +6,6 @@ reason. An interrupted benchmark goes on at the sample where it stopped.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +178,7 @@ def run_benchmark(
     inputs = config.inputs()
     if done := artifacts.find(out, KIND, config, inputs):
         return done
-    with artifacts.draft(out, KIND, config, inputs, resumable=True) as draft:
+    with artifacts.draft(out, KIND, config, inputs, scratch=".rows") as draft:
         encoder = ClipEncoder(config.clip, device)
         rows = _all_rows(config, draft.folder, encoder, device, on_progress)
         failed = [row["reason"] for row in rows if row["reason"] is not None]
@@ -190,7 +189,6 @@ def run_benchmark(
                 "Run it again when mended.",
             )
         write_scores(draft.folder / "scores.parquet", rows)
-        shutil.rmtree(draft.folder / ".rows", ignore_errors=True)
         draft.counts |= {
             "samples": len(rows),
             "failed": len(failed),

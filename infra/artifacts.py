@@ -22,13 +22,16 @@ from typing import Any
 from infra.config import Config
 from infra.errors import UserError
 from infra.hashing import sha256_json, sha256_path
+from infra.logs import get_logger
 
 SCHEMA_VERSION = 1
 RECORD = "record.json"
+DRAFT = "draft.json"
 PACKAGES = (
     "animateflow", "torch", "diffusers", "transformers", "peft", "prefect", "ray",
     "decord", "pyarrow", "open-clip-torch", "great-expectations",
 )  # fmt: skip
+log = get_logger("infra")
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,9 @@ def find(folder: Path, kind: str, config: Config, inputs: Mapping[str, Input]) -
     Raises:
         UserError: the folder holds something else; the message names every field that differs.
     """
+    if (_partial(folder) / RECORD).is_file():  # of a run that died between its record and its place
+        with _locked(folder):
+            pass
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     artifact = load(folder, kind)
@@ -136,31 +142,63 @@ def find(folder: Path, kind: str, config: Config, inputs: Mapping[str, Input]) -
 
 @contextmanager
 def draft(
-    folder: Path, kind: str, config: Config, inputs: Mapping[str, Input], resumable: bool = False
+    folder: Path, kind: str, config: Config, inputs: Mapping[str, Input], scratch: str | None = None
 ) -> Iterator[Draft]:
     """Opens the draft of an artifact; on a clean exit it is sealed with its record and renamed into place.
 
-    On an error the draft stays: a resumable stage of the same fingerprint finds its files again (`resumed` is True),
-    any other starts from an empty folder.
+    On an error the draft stays. `scratch` names a folder in it that a stopped run goes on from, and that is removed
+    once the record is written. While it holds a file, the same config and inputs find the draft again (`resumed` is
+    True) and others are refused; else a draft starts from an empty folder, and a user's error leaves none.
 
     Raises:
-        UserError: the place cannot be written, or another run is writing it now.
+        UserError: the place cannot be written, another run is writing it now, or a run of another config or other
+            inputs was stopped there; the message names every field that differs.
     """
     folder = folder.absolute()
-    fingerprint = _fingerprint(kind, config, inputs)
+    now = {
+        "identity": _identity(kind, config, inputs),
+        "config": config.model_dump(mode="json"),
+        "scratch": scratch,
+    }
     started = time.monotonic()
     with _locked(folder) as partial:
-        seed = partial / "draft.json"
-        same = seed.is_file() and json.loads(seed.read_text(encoding="utf-8")) == {"fingerprint": fingerprint}
-        resumed = resumable and same
-        if not resumed:
+
+        def worth_keeping() -> bool:
+            return scratch is not None and any(path.is_file() for path in (partial / scratch).rglob("*"))
+
+        resumed = worth_keeping()
+        if resumed:
+            _check_goes_on(folder, partial, now)
+        else:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            seed.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
+        write_json(partial / DRAFT, now)
         work = Draft(partial, resumed, inputs=dict(inputs))
-        yield work
-        seed.unlink()
+        try:
+            yield work
+        except UserError:
+            if not worth_keeping():
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         _seal(work, folder, kind, config, started)
+
+
+def _check_goes_on(folder: Path, partial: Path, now: dict[str, Any]) -> None:
+    """Compares what a stopped run was asked for with what is asked for now; changes in how it runs are only told.
+
+    Raises:
+        UserError: they would make different things.
+    """
+    then: dict[str, Any] = json.loads((partial / DRAFT).read_text(encoding="utf-8"))
+    if then.get("identity") != now["identity"]:
+        raise UserError(
+            f"A stopped run of something else waits at {folder}: "
+            f"{'; '.join(differences(then.get('identity', {}), now['identity']))}.",
+            "What it has saved belongs to its own config and inputs.",
+            f"Undo the change to go on with it, write to another --out, or remove {partial} to begin anew.",
+        )
+    if changed := differences(then["config"], now["config"]):
+        log.info("Going on with other settings: %s.", "; ".join(changed))
 
 
 @contextmanager
@@ -202,10 +240,12 @@ def _locked(folder: Path) -> Iterator[Path]:
             raise UserError(
                 f"Another run is writing {folder} now.", "", "Wait for it to end, or name another --out."
             ) from None
-        partial = folder.with_name(f".{folder.name}.partial")
-        _finish_replacing(folder, partial)
-        yield partial
-    (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
+        try:
+            partial = _partial(folder)
+            _finish_replacing(folder, partial)
+            yield partial
+        finally:
+            (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
 
 
 def _seal(work: Draft, folder: Path, kind: str, config: Config, started: float) -> None:
@@ -231,14 +271,24 @@ def _seal(work: Draft, folder: Path, kind: str, config: Config, started: float) 
 
 
 def _finish_replacing(folder: Path, partial: Path) -> None:
-    """Goes on where a seal was stopped; with no version put aside only a sealed draft without an artifact is moved."""
+    """From a written record on: what only served to go on is removed, and the draft takes its place. With no version
+    put aside, only a sealed draft without an artifact is moved."""
     before = _before(folder)
+    if (partial / RECORD).is_file() and (partial / DRAFT).is_file():
+        asked = json.loads((partial / DRAFT).read_text(encoding="utf-8"))
+        if asked["scratch"] is not None:
+            shutil.rmtree(partial / asked["scratch"], ignore_errors=True)
+        (partial / DRAFT).unlink()
     if not folder.exists() and (partial / RECORD).is_file():
         os.replace(partial, folder)
     elif not folder.exists() and before.is_dir():
         os.replace(before, folder)
     if before.is_dir():
         shutil.rmtree(before)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _before(folder: Path) -> Path:

@@ -23,6 +23,7 @@ class DrawnClips:
     """A `BatchSource` whose n-th batch is a function of (seed, n)."""
 
     vae_sha256: str
+    latent_size: tuple[int, int] = (8, 8)
 
     def batches(
         self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
@@ -125,7 +126,7 @@ def trained(base: BaseModel, clips: DrawnClips, tmp_path_factory: pytest.TempPat
 
     root = tmp_path_factory.mktemp("trained")
     paths = {kind: root / kind for kind in ("domain-adapter", "motion-module", "motion-lora")}
-    train = TrainConfig(steps=2, batch_size=2, frames=4, learning_rate=1e-2, held_out_clips=2)
+    train = TrainConfig(steps=2, batch_size=2, frames=4, learning_rate=1e-2, held_out_clips=2, sample_every_steps=0)
     adapter = stages.DomainAdapterTraining(train=train, rank=4)
     stages.train_domain_adapter(adapter, base, clips, CACHE_INPUT, paths["domain-adapter"])
     module = stages.MotionModuleTraining(train=train, preset="from-base")

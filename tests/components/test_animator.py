@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from components import animator as animators
+from components import sampling
 from components.animation import AnimationConfig, AnimationModels, WeightedFile, animate
 from components.animator import Animator
 from components.base_model import BaseModel, load_base
@@ -200,7 +200,7 @@ def test_frames_are_decoded_in_parts(animator: Animator, monkeypatch: pytest.Mon
     whole = animator.frames(CONFIG)
     sizes: list[int] = []
     decode = animator._base.vae.decode
-    monkeypatch.setattr(animators, "PIXELS_DECODED_AT_ONCE", 3 * 32 * 48)
+    monkeypatch.setattr(sampling, "PIXELS_DECODED_AT_ONCE", 3 * 32 * 48)
     monkeypatch.setattr(animator._base.vae, "decode", lambda z, **given: sizes.append(len(z)) or decode(z, **given))
     assert np.abs(animator.frames(CONFIG).astype(int) - whole).max() <= 1
     assert sizes == [3, 1]

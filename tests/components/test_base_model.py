@@ -173,8 +173,8 @@ def test_models_of_other_kinds_are_refused(base_folder: Path, tmp_path: Path) ->
     assert "is a model for StableDiffusionXLPipeline" in refused(BaseModel(path=tmp_path / "xl"))
     shutil.copytree(base_folder, tmp_path / "v")
     scheduler = tmp_path / "v" / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
-    assert "predicts v_prediction" in refused(BaseModel(path=tmp_path / "v"))
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "sample"}))
+    assert "predicts sample. Only models that predict noise" in refused(BaseModel(path=tmp_path / "v"))
     for name, changes, says in (
         ("inpainting", {"in_channels": 9}, "has a UNet with 9 input channels. That is an inpainting"),
         ("two", {"cross_attention_dim": 1024}, "is a whole Stable Diffusion 2 model (text of width 1024)"),

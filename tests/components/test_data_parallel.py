@@ -29,7 +29,7 @@ from tests.components.conftest import CACHE_INPUT, DrawnClips
 
 TRAIN = TrainConfig(
     steps=8, batch_size=4, gradient_accumulation=2, frames=4, learning_rate=1e-3, held_out_clips=2, log_every_steps=1,
-    ema_decay=0.9, caption_dropout=0.5, checkpoint_every_steps=2, device="cpu",
+    ema_decay=0.9, caption_dropout=0.5, checkpoint_every_steps=2, sample_every_steps=0, device="cpu",
 )  # fmt: skip
 CONFIG = stages.MotionLoraTraining(train=TRAIN, rank=2)
 TWO = OnWorkers(2)

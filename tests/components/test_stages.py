@@ -15,7 +15,7 @@ from infra import artifacts
 from infra.errors import UserError
 from tests.components.conftest import CACHE_INPUT, DrawnClips
 
-TRAIN = TrainConfig(steps=2, batch_size=2, frames=4, learning_rate=1e-2, held_out_clips=2)
+TRAIN = TrainConfig(steps=2, batch_size=2, frames=4, learning_rate=1e-2, held_out_clips=2, sample_every_steps=0)
 State = dict[str, torch.Tensor]
 
 

@@ -20,7 +20,9 @@ from components.trainer import Task, TrainingStoppedError, train
 from infra.errors import UserError, WorkError
 from tests.components.conftest import CACHE_INPUT, DrawnClips
 
-SHORT = TrainConfig(steps=4, batch_size=2, frames=3, learning_rate=1e-2, held_out_clips=2, device="cpu")
+SHORT = TrainConfig(
+    steps=4, batch_size=2, frames=3, learning_rate=1e-2, held_out_clips=2, sample_every_steps=0, device="cpu"
+)
 
 
 class Line(torch.nn.Module):
@@ -40,7 +42,7 @@ def line_task() -> Task:
     def text(captions: list[str]) -> torch.Tensor:
         return torch.zeros(len(captions), 1, 1)
 
-    return Task("line", model, lambda model: lambda z, t, text: model(z), {"w": model.w}, text, 0.5, frames=3)
+    return Task("line", model, lambda model: lambda z, t, text: model(z), {"w": model.w}, text, 0.5, 3, (8, 8))
 
 
 def test_one_step_is_adamw_on_the_epsilon_loss(clips: DrawnClips, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Artifacts: the record is last, drift is named, a dead run is resumed or redone, two writers do not meet."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,12 +25,12 @@ class Numbers(Config):
 
 
 def make(
-    out: Path, config: Numbers, inputs: dict[str, Input] | None = None, resumable: bool = False
+    out: Path, config: Numbers, inputs: dict[str, Input] | None = None, scratch: str | None = None
 ) -> artifacts.Artifact:
     inputs = inputs or {}
     if done := artifacts.find(out, KIND, config, inputs):
         return done
-    with artifacts.draft(out, KIND, config, inputs, resumable) as draft:
+    with artifacts.draft(out, KIND, config, inputs, scratch) as draft:
         (draft.folder / "data.txt").write_text("\n".join(map(str, range(config.count))))
         draft.counts["numbers"] = config.count
         draft.metrics["mean"] = (config.count - 1) / 2
@@ -92,35 +92,56 @@ def test_the_record_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lambda path, value: (seen.extend(p.name for p in path.parent.iterdir()), write(path, value)),
     )
     make(tmp_path / "a", Numbers())
-    assert seen == ["data.txt"]
+    assert sorted(seen) == ["data.txt", "draft.json"]
 
 
-def test_a_failed_run_leaves_no_artifact_and_a_resumable_one_keeps_its_files(tmp_path: Path):
+def test_a_failed_run_leaves_no_artifact_and_keeps_what_it_can_go_on_from(tmp_path: Path):
     out = tmp_path / "a"
-    for resumable, kept in ((True, True), (False, False)):
-        with (
-            pytest.raises(RuntimeError),
-            artifacts.draft(out, KIND, Numbers(), {}, resumable) as draft,
-        ):
-            (draft.folder / "half.txt").write_text("half")
+    for scratch, kept in (("saved", True), ("other", False), (None, False)):
+        with pytest.raises(RuntimeError), artifacts.draft(out, KIND, Numbers(), {}, scratch) as draft:
+            (draft.folder / "saved").mkdir()
+            (draft.folder / "saved" / "half.txt").write_text("half")
             raise RuntimeError
         assert not out.exists()
-        with artifacts.draft(out, KIND, Numbers(), {}, resumable) as draft:
+        with artifacts.draft(out, KIND, Numbers(workers=2), {}, scratch) as draft:
             assert draft.resumed is kept
-            assert (draft.folder / "half.txt").exists() is kept
-        (out / artifacts.RECORD).unlink()
-        for path in out.iterdir():
-            path.unlink()
-        out.rmdir()
+            assert (draft.folder / "saved").exists() is kept
+            (draft.folder / "data.txt").write_text("whole")
+        assert sorted(path.name for path in out.iterdir()) == ["data.txt", "record.json"]
+        shutil.rmtree(out)
 
 
-def test_a_draft_of_another_config_is_not_resumed(tmp_path: Path):
-    with pytest.raises(RuntimeError), artifacts.draft(tmp_path / "a", KIND, Numbers(), {}, True) as draft:
-        (draft.folder / "half.txt").write_text("half")
+def test_what_a_stopped_run_has_saved_is_not_lost_to_another_config(tmp_path: Path):
+    out = tmp_path / "a"
+    with pytest.raises(RuntimeError), artifacts.draft(out, KIND, Numbers(), {}, "saved") as draft:
+        (draft.folder / "saved").mkdir()
+        (draft.folder / "saved" / "half.txt").write_text("half")
         raise RuntimeError
-    with artifacts.draft(tmp_path / "a", KIND, Numbers(count=4), {}, True) as draft:
-        assert not draft.resumed
-        assert not (draft.folder / "half.txt").exists()
+    other = {"cache": Input("latent-cache", "y", "2222")}
+    with (
+        pytest.raises(UserError, match=r"config.count was 3 and is now 4; inputs.cache was null.*Undo the change"),
+        artifacts.draft(out, KIND, Numbers(count=4), other, "saved"),
+    ):
+        pass
+    with artifacts.draft(out, KIND, Numbers(), {}, "saved") as draft:
+        assert (draft.folder / "saved" / "half.txt").read_text() == "half"
+
+
+def test_a_user_s_error_leaves_nothing_where_there_is_nothing_to_go_on_from(tmp_path: Path):
+    def fail(saves: bool) -> None:
+        with artifacts.draft(tmp_path / "a", KIND, Numbers(), {}, "saved") as draft:
+            (draft.folder / "logs.txt").write_text("")
+            if saves:
+                (draft.folder / "saved").mkdir()
+                (draft.folder / "saved" / "half.txt").write_text("half")
+            raise UserError("The disk is full.", "", "")
+
+    with pytest.raises(UserError):
+        fail(saves=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError):
+        fail(saves=True)
+    assert (tmp_path / ".a.partial" / "saved" / "half.txt").exists()
 
 
 KILLED = """
@@ -132,27 +153,31 @@ from infra import artifacts
 moment = sys.argv[3]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before-record":
-    artifacts.write_json = die
+    write = artifacts.write_json
+    artifacts.write_json = lambda path, value: die() if path.name == artifacts.RECORD else write(path, value)
 if moment == "before-rename":
     artifacts.os.replace = lambda a, b: die() if Path(b).name == "a" else os.rename(a, b)
-with artifacts.draft(Path(sys.argv[1]), KIND, Numbers(), {}, True) as draft:
-    (draft.folder / "data.txt").write_text("0")
+with artifacts.draft(Path(sys.argv[1]), KIND, Numbers(), {}, "saved") as draft:
+    (draft.folder / "data.txt").write_text("of the killed run")
+    (draft.folder / "saved").mkdir()
+    (draft.folder / "saved" / "half.txt").write_text("half")
     if moment == "at-work":
         die()
 """
 
 
 @pytest.mark.parametrize("moment", ["at-work", "before-record", "before-rename"])
-def test_killed_at_any_moment_it_is_made_again(tmp_path: Path, moment: str):
+def test_killed_at_any_moment_it_is_made_again_or_found_whole(tmp_path: Path, moment: str):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(root), moment], env=os.environ, check=False
     )
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "a").exists()
-    assert make(tmp_path / "a", Numbers(), resumable=True).counts == {"numbers": 3}
-    record = json.loads((tmp_path / "a" / artifacts.RECORD).read_text())
-    assert record["kind"] == KIND
+    made = make(tmp_path / "a", Numbers(), scratch="saved")
+    sealed = moment == "before-rename"
+    assert made.counts == ({} if sealed else {"numbers": 3})
+    assert (made.folder / "data.txt").read_text() == ("of the killed run" if sealed else "0\n1\n2")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["data.txt", "record.json"]
 
 

@@ -1,0 +1,71 @@
+"""What ends a training that learns nothing: numbers that are not finite, a loss that runs away, a dead stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from infra.errors import WorkError
+from infra.logs import get_logger
+
+DEAD_AFTER = 10
+DIVERGED = 5.0  # times the lowest point of the curve so far, and above 1.5: predicting nothing is 1
+log = get_logger("components")
+
+
+def check_finite(step: int, skipped: int, before: int, allowed: int, losses: Sequence[float]) -> None:
+    """Tells of steps that were skipped since the last look.
+
+    Raises:
+        WorkError: there were more than are allowed.
+    """
+    if skipped > before:
+        log.warning(
+            "Steps up to %d: %d with a loss or gradient that is not finite, skipped (losses %s).",
+            step, skipped - before, ", ".join(f"{loss:.3g}" for loss in losses[-4:]),
+        )  # fmt: skip
+    if skipped > allowed:
+        raise WorkError(
+            f"{skipped} steps had a loss or gradient that is not finite.",
+            "The training has diverged, or the latents hold NaN. The last checkpoint is kept.",
+            "Lower the learning rate or lengthen the warm-up; check the cache with `animateflow cache verify`.",
+        )
+
+
+def check_divergence(step: int, curve: Sequence[tuple[int, float]]) -> None:
+    """
+    Raises:
+        WorkError: the newest point of the loss curve is far above its lowest.
+    """
+    losses = [loss for _, loss in curve]
+    if len(losses) > 2 and losses[-1] > 1.5 and losses[-1] > DIVERGED * min(losses[:-1]):
+        raise WorkError(
+            f"The loss ran away: {losses[-1]:.3g} at step {step}, after {min(losses[:-1]):.3g}.",
+            "The training has diverged. The last checkpoint is kept.",
+            "Lower train.learning_rate, or lengthen train.warmup_steps.",
+        )
+
+
+class DeadStage:
+    """Remembers the parameters as they were before the first step."""
+
+    def __init__(self, title: str, parameters: Sequence[nn.Parameter]) -> None:
+        self._title, self._parameters = title, parameters
+        self._before = self._norms()
+
+    def check(self) -> None:
+        """
+        Raises:
+            WorkError: none of them has moved.
+        """
+        if all(bool(old == new) for old, new in zip(self._before, self._norms(), strict=True)):
+            raise WorkError(
+                f"After {DEAD_AFTER} steps no parameter of the {self._title} has moved.",
+                "Nothing is being learnt: the learning rate is too small for the numbers, or no gradient arrives.",
+                "Raise train.learning_rate or shorten train.warmup_steps.",
+            )
+
+    def _norms(self) -> list[Tensor]:
+        return [norm.clone() for norm in torch._foreach_norm([p.detach().double() for p in self._parameters])]
