@@ -2,7 +2,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := flows components data_prep evaluation infra tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean bench bench-cache
+.PHONY: help setup demo test lint format lock clean bench bench-cache bench-train
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -29,10 +29,14 @@ format: setup  ## rewrites the code in the project's form
 	@$(BIN)/ruff check --fix $(PACKAGES)
 	@$(BIN)/ruff format $(PACKAGES)
 
-bench: bench-cache  ## every measurement of docs/performance.md
+bench: bench-cache bench-train  ## every measurement of docs/performance.md
 
 bench-cache: setup  ## videos to latents: ours, the bare VAE, a plain script (10 minutes on two cores)
 	@$(BIN)/python -m data_prep.bench --json bench-cache.json
+
+bench-train: setup  ## training steps: ours, the bare UNet, the official step restated (15 minutes on two cores)
+	@$(BIN)/python -m components.bench --json bench-train.json
+	@$(BIN)/python -m components.bench --tricks
 
 lock: setup  ## requirements.lock from pyproject.toml
 	@.tools/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -88,4 +88,4 @@ def _page(step: int, prompts: Sequence[str], pictures: Sequence[UInt8]) -> Image
         image = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.NEAREST)
         page.paste(image, (left, top))
         pen.multiline_text((left, top + height + MARGIN // 2), "\n".join(text), INK, font, spacing=2)
-    return page
+    return page.quantize(256, dither=Image.Dither.NONE)

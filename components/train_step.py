@@ -191,11 +191,8 @@ def _room(device: torch.device) -> float:
 
 def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bool) -> None:
     """The model on its device, in the memory format and precision that the config asks for."""
-    learns = {id(parameter) for parameter in task.trainable.values()}
     if autocast and device.type == "cuda":
-        for parameter in task.unet.parameters():
-            if id(parameter) not in learns:
-                parameter.data = parameter.data.to(torch.bfloat16)
+        store_frozen_in_bf16(task)
     task.unet.to(device).train()
     if config.channels_last:
         task.unet.to(memory_format=torch.channels_last)
@@ -208,6 +205,14 @@ def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bo
         blocks = [part for part in task.unet.modules() if isinstance(part, (ResnetBlock2D, Transformer2DModel))]
         for block in (*blocks, *temporal_modules(task.unet).values()):
             block.compile(dynamic=False)
+
+
+def store_frozen_in_bf16(task: Task) -> None:
+    """Half the memory, and no copies by autocast."""
+    learns = {id(parameter) for parameter in task.trainable.values()}
+    for parameter in task.unet.parameters():
+        if id(parameter) not in learns:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -31,9 +31,9 @@ from components.train_log import Curves, StepReport, StopRequest, plot_loss, sto
 from components.train_samples import Samples
 from components.train_step import Stepper
 from components.train_step import Task as Task
+from infra import runtime
 from infra.errors import WorkError
 from infra.logs import get_logger
-from infra.runtime import keep_freed_memory
 from infra.worker_talk import stop_asked
 
 log = get_logger("components")
@@ -66,7 +66,7 @@ def train(
         UserError: a checkpoint cannot be written, or a package that the config asks for is not there.
         WorkError: too many steps with a non-finite loss, a loss that runs away, or parameters that do not move.
     """
-    keep_freed_memory()
+    runtime.keep_freed_memory()
     return _Run(config, task, source, folder, on_step or (lambda report: None)).run()
 
 
