@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from components.base_files import check_folder, check_single_file
 from components.embeddings import add_embedding
-from components.hub import WHAT_IS_A_BASE, first_line, from_hub
+from components.hub import LOADING_ERRORS, WHAT_IS_A_BASE, first_line, from_hub
 from components.hub import resolve as resolve
 from components.kohya import fold_lora
 from components.quiet import quiet
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 HUB_REFERENCE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
