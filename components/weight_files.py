@@ -7,7 +7,6 @@ checked by `safetensors_header`, pickles opened by `pickles`; a name that promis
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from components.pickles import load_pickle, looks_pickled
 from components.safetensors_header import parse_header
 from components.weight_kinds import kind_of
 from infra.errors import UserError
+from infra.hashing import sha256_file
 
 METADATA_PREFIX = "animateflow."
 HASH = "modelspec.hash_sha256"
@@ -227,9 +227,4 @@ def _finish_header(path: Path) -> None:
 
 def sha256_of_tensors(path: Path) -> str:
     """What a safetensors file's `modelspec.hash_sha256` should be."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        handle.seek(parse_header(path).data_start)
-        while block := handle.read(1 << 24):
-            digest.update(block)
-    return f"0x{digest.hexdigest()}"
+    return "0x" + sha256_file(path, parse_header(path).data_start)
