@@ -147,13 +147,13 @@ def _is_pickle(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as handle:
         start = handle.read(64)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
-        return False  # a length may begin as a pickle does
-    if looks_pickled(start) and path.suffix.lower() in PICKLE_SUFFIXES:
+    has_header = start[8:9] == b"{"
+    length_fits = has_header and int.from_bytes(start[:8], "little") <= size - 8  # it may begin as a pickle does
+    if looks_pickled(start) and path.suffix.lower() in PICKLE_SUFFIXES and not length_fits:
         return True
-    if start[8:9] == b"{":
-        return False
-    raise _not_weights(path, start, size)
+    if not has_header:
+        raise _not_weights(path, start, size)
+    return False
 
 
 def _not_weights(path: Path, start: bytes, size: int) -> UserError:
