@@ -111,6 +111,15 @@ def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
             raise UserError(
                 f"{path} cannot be read: {error}.", "Its header is in order, its tensors are not.", "Download it again."
             ) from None
+    check_numbers(path, tensors)
+    return header, tensors
+
+
+def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: one of these tensors holds NaN, infinity, or numbers that no weight has.
+    """
     for name, tensor in tensors.items():
         # No weight is that large, and sums and products of smaller ones stay finite in fp32. NaN is not smaller.
         if tensor.is_floating_point() and tensor.numel() and not float(tensor.float().abs().max()) <= LARGEST:
@@ -119,7 +128,6 @@ def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
                 "The file is damaged, its training diverged, or it overflowed when it was made fp16.",
                 "Download it again, or take another version of it.",
             )
-    return header, tensors
 
 
 def check_floats(header: Header, names: Iterable[str]) -> None:
