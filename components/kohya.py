@@ -16,8 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from components.weight_files import check_floats, check_numbers, read_header, read_weights
-from components.weight_kinds import wrong_kind
+from components.weight_files import check_numbers, read_header_of, read_tensors
 from infra.errors import UserError, listed
 
 KIND = "kohya-lora"
@@ -61,11 +60,7 @@ def fold_lora(unet: nn.Module, text_encoder: nn.Module, path: Path, scale: float
 
 def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     """Layer name to (down, up, alpha), the matrices in float32; without an alpha it is the rank."""
-    header = read_header(path)
-    if header.kind != KIND:
-        raise wrong_kind(path, header.kind, KIND)
-    check_floats(header, (name for name in header.shapes if not name.endswith(ALPHA)))
-    _, tensors = read_weights(path)
+    tensors = read_tensors(read_header_of(path, KIND, beside=r".*\.alpha"))
     parts = {name: re.fullmatch(r"(.+?)(\.lora_down\.weight|\.lora_up\.weight|\.alpha)", name) for name in tensors}
     layers = {match[1] for match in parts.values() if match}
     strange = [name for name, match in parts.items() if match is None]

@@ -19,8 +19,7 @@ from components.motion_module import network_of, to_convolutions
 from components.names import DIFFUSERS_PE, motion_from_original, motion_to_original
 from components.presets import PRESETS, guess_preset
 from components.quiet import quiet
-from components.weight_files import check_floats, read_header, read_weights, write_weights
-from components.weight_kinds import wrong_kind
+from components.weight_files import read_header_of, read_tensors, write_weights
 from components.weight_notes import metadata_for
 from infra.errors import UserError, listed
 from infra.logs import get_logger
@@ -70,14 +69,11 @@ def read_motion(path: Path) -> MotionWeights:
             "Check the path given as motion module.",
         )
     file = path if path.is_file() else path / WEIGHTS
-    header = read_header(file)
-    if header.kind != KIND:
-        raise wrong_kind(file, header.kind, KIND)
-    check_floats(header, header.shapes)
+    header = read_header_of(file, KIND)
     config = {} if path.is_file() else _read_config(path)
     notes = dict(header.notes)
     settings = _settings(path, motion_from_original(header.shapes), notes, config)
-    _, tensors = read_weights(file)
+    tensors = read_tensors(header)
     if path.is_dir() and (beside := [name for name in tensors if "motion_modules." not in name]):
         raise _odd_shape(path, f"it has {listed(beside)} beside the temporal layers")
     state = motion_from_original(tensors)

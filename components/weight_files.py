@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 from components.pickles import SUFFIXES as PICKLE_SUFFIXES
 from components.pickles import load_pickle, looks_pickled
 from components.safetensors_header import parse_header
-from components.weight_kinds import kind_of
+from components.weight_kinds import kind_of, wrong_kind
 from infra.errors import UserError
 from infra.hashing import sha256_file
 
@@ -95,13 +96,28 @@ def read_header(path: Path) -> Header:
     return Header(path, parsed.metadata, shapes, {name: entry.dtype for name, entry in entries.items()})
 
 
-def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors (on the CPU, in the file's dtype) of a checked file.
+def read_header_of(path: Path, kind: str, beside: str | None = None) -> Header:
+    """The header of a file of this kind, whose weights are floating-point numbers; a tensor whose name the pattern
+    `beside` matches is no weight.
 
     Raises:
-        UserError: see `read_header`; or a tensor holds NaN, infinity, or numbers that no weight has.
+        UserError: see `read_header`; a file of another kind (the message says which option it belongs to); or integer
+            or quantised weights.
     """
     header = read_header(path)
+    if header.kind != kind:
+        raise wrong_kind(path, header.kind, kind)
+    check_floats(header, (name for name in header.shapes if beside is None or not re.fullmatch(beside, name)))
+    return header
+
+
+def read_tensors(header: Header) -> dict[str, Tensor]:
+    """The tensors of the file that this is the header of, on the CPU in the file's dtype.
+
+    Raises:
+        UserError: they cannot be read; or one holds NaN, infinity, or numbers that no weight has.
+    """
+    path = header.path
     if _is_pickle(path):
         tensors = {name: tensor.clone() for name, tensor in _unwrapped(path, load_pickle(path)).items()}
     else:
@@ -112,7 +128,7 @@ def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
                 f"{path} cannot be read: {error}.", "Its header is in order, its tensors are not.", "Download it again."
             ) from None
     check_numbers(path, tensors)
-    return header, tensors
+    return tensors
 
 
 def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
