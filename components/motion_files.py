@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from components.motion_module import network_of, to_convolutions
+from components.motion_sizes import MotionSizes, completed_notes, odd_shape, settings_for, sizes_of
 from components.names import DIFFUSERS_PE, motion_from_original, motion_to_original
-from components.presets import PRESETS, guess_preset
 from components.quiet import quiet
 from components.weight_files import read_header_of, read_tensors, write_weights
 from components.weight_notes import metadata_for
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 KIND = "motion-module"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-WIDTH_OF = (".norm.weight", ".norm.bias", ".proj_in.bias", ".proj_out.bias")
 NORMS = ("per_frame", "pooled")
-POSITIONS_MAX, WIDTH_MAX = 10_000, 65_536
 log = get_logger("components")
 
 
@@ -71,15 +69,15 @@ def read_motion(path: Path) -> MotionWeights:
     file = path if path.is_file() else path / WEIGHTS
     header = read_header_of(file, KIND)
     config = {} if path.is_file() else _read_config(path)
-    notes = dict(header.notes)
-    settings = _settings(path, motion_from_original(header.shapes), notes, config)
+    sizes = sizes_of(motion_from_original(header.shapes))
+    settings = settings_for(path, sizes, header.notes, config)
     tensors = read_tensors(header)
     if path.is_dir() and (beside := [name for name in tensors if "motion_modules." not in name]):
-        raise _odd_shape(path, f"it has {listed(beside)} beside the temporal layers")
+        raise odd_shape(path, f"it has {listed(beside)} beside the temporal layers")
     state = motion_from_original(tensors)
     _check_tensors(path, _empty(settings, state).state_dict(), state)
     _check_positions_agree(path, tensors)
-    return MotionWeights(path, settings, state, _completed(path, notes, settings, state))
+    return MotionWeights(path, settings, state, _completed(path, sizes, header.notes))
 
 
 def load_motion_module(path: Path, max_frames: int | None = None) -> tuple[MotionAdapter, dict[str, str]]:
@@ -174,75 +172,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _settings(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], notes: Mapping[str, str], config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`MotionAdapter` settings: sizes off the tensors' shapes; heads and groups from config or notes, else official."""
-    widths: list[int] = []
-    layers: list[int] = []
-    while here := [name for name in shapes if name.startswith(f"down_blocks.{len(widths)}.motion_modules.")]:
-        width = next((shapes[name][0] for name in here if name.endswith(WIDTH_OF) and shapes[name]), 0)
-        layers.append(len({name.split(".")[3] for name in here}))
-        widths.append(width)
-    lengths = [shape[1] for name, shape in shapes.items() if name.endswith(DIFFUSERS_PE) and len(shape) == 3]
-    mid_block = any(name.startswith("mid_block.") for name in shapes)
-    preset = notes.get("preset") or guess_preset(tuple(widths), mid_block, lengths[0] if lengths else None)
-    usual = PRESETS[preset].positions if preset in PRESETS else 32
-    positions = lengths[0] if lengths else notes.get("max_frames", usual)
-    heads = config.get("motion_num_attention_heads", notes.get("heads", "8"))
-    groups = config.get("motion_norm_num_groups", notes.get("norm_groups", 32))
-    try:
-        each = (
-            [int(head) for head in heads]
-            if isinstance(heads, (list, tuple))
-            else [int(head) for head in str(heads).split(",")]
-        )
-        found = {
-            "block_out_channels": widths,
-            "motion_layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
-            "motion_num_attention_heads": each[0] if len(set(each)) == 1 else each,
-            "motion_norm_num_groups": int(groups),
-            "motion_max_seq_length": int(positions),
-            "use_motion_mid_block": mid_block,
-        }
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        raise _odd_shape(path, f"heads {heads!r}, groups {groups!r}, positions {positions!r}") from None
-    _check_settings(path, found, each)
-    for name, value in found.items():
-        said = config.get(name, value)
-        if _alike(said) != _alike(value) and name != "motion_max_seq_length":
-            raise _odd_shape(path, f"its config.json gives {name} as {said}, and its tensors have {value}")
-    return found
-
-
-def _alike(value: Any) -> Any:
-    """One number for each level, or one for all where they are equal."""
-    entries = list(value) if isinstance(value, (tuple, list)) else [value]
-    return entries[0] if entries and all(entry == entries[0] for entry in entries) else entries
-
-
-def _check_settings(path: Path, found: Mapping[str, Any], heads: list[int]) -> None:
-    widths = found["block_out_channels"]
-    if not widths:
-        raise _odd_shape(path, "it has no tensors of down_blocks.0")
-    heads = heads * len(widths) if len(heads) == 1 else heads
-    groups, positions = found["motion_norm_num_groups"], found["motion_max_seq_length"]
-    possible = len(heads) == len(widths) and groups > 0 and 0 < positions <= POSITIONS_MAX and min(heads) > 0
-    if not possible or any(
-        width % (2 * head) or width % groups or not 0 < width <= WIDTH_MAX
-        for width, head in zip(widths, heads, strict=True)
-    ):
-        raise _odd_shape(path, f"widths {widths}, heads {heads}, GroupNorm groups {groups}, {positions} positions")
-
-
-def _odd_shape(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path} has a shape that no motion module has: {what}.",
-        "The file is damaged, incomplete, or of another kind.",
-        "Make or download it again.",
-    )
-
-
 def _check_tensors(path: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """
     Raises:
@@ -268,7 +197,7 @@ def _check_positions_agree(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, first in tensors.items():
         second = tensors.get(name.replace("attention_blocks.0.pos_encoder", "attention_blocks.1.pos_encoder"))
         if name.endswith("attention_blocks.0.pos_encoder.pe") and second is not None and not torch.equal(first, second):
-            raise _odd_shape(path, f"the two attentions of {name.split('.temporal')[0]} have unlike positions")
+            raise odd_shape(path, f"the two attentions of {name.split('.temporal')[0]} have unlike positions")
 
 
 def _is_sinusoid(given: Tensor, exact: Tensor) -> bool:
@@ -276,23 +205,19 @@ def _is_sinusoid(given: Tensor, exact: Tensor) -> bool:
     return given.shape == exact.shape and bool((given.float() - exact).abs().max() < 1e-2)
 
 
-def _completed(
-    path: Path, notes: dict[str, str], settings: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """With what another tool's file leaves unsaid: the preset by its shape, the official norms, linear betas."""
-    widths, mid = tuple(settings["block_out_channels"]), settings["use_motion_mid_block"]
-    known = any(name.endswith(DIFFUSERS_PE) for name in state)
-    guess = guess_preset(widths, mid, settings["motion_max_seq_length"] if known else None)
-    preset = notes.get("preset", guess)
-    if "preset" not in notes and guess == "v3" and not known:
+def _completed(path: Path, sizes: MotionSizes, notes: Mapping[str, str]) -> dict[str, str]:
+    """`completed_notes`, checked.
+
+    Raises:
+        UserError: the file notes a norm that there is not, or another network than its tensors are of.
+    """
+    if "preset" not in notes and sizes.preset == "v3" and sizes.positions is None:
         log.warning("The motion module has no positions, by which v1 and v3 are told apart; it is taken for v3.")
-    image = PRESETS[preset].image_group_norm if preset in PRESETS else "per_frame"
-    assumed = {"group_norm": "per_frame", "image_group_norm": image, "beta_schedule": "linear", "stage": KIND}
-    assumed["network"] = "temporal-convolution" if _is_convolution(state) else "temporal-transformer"
-    completed = {**assumed, **({"preset": preset} if preset else {}), **notes}
-    for name, allowed in {"group_norm": NORMS, "image_group_norm": NORMS, "network": (assumed["network"],)}.items():
+    assumed = {"beta_schedule": "linear", "stage": KIND, "network": sizes.network}
+    completed = completed_notes(sizes, {**assumed, **notes})
+    for name, allowed in {"group_norm": NORMS, "image_group_norm": NORMS, "network": (sizes.network,)}.items():
         if completed[name] not in allowed:
-            raise _odd_shape(
+            raise odd_shape(
                 path, f"its metadata say {name} {completed[name]!r}, and {' or '.join(allowed)} is possible"
             )
     return completed
