@@ -6,7 +6,6 @@ release, as every other reader of these files takes it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ log = get_logger("components")
 @dataclass(frozen=True)
 class MotionWeights:
     """A motion module as its file has it: `settings` of its `MotionAdapter`, `state` in diffusers' names and the file's
-    dtype, `notes` with what the file leaves unsaid filled in."""
+    dtype, `notes`; positions and notes that the file leaves out are filled in."""
 
     path: Path
     settings: dict[str, Any]
@@ -44,9 +43,9 @@ class MotionWeights:
     notes: dict[str, str]
 
     def with_positions(self, count: int) -> MotionWeights:
-        """The same weights for another longest window, in frames; the file's own positions are left out."""
-        state = {name: tensor for name, tensor in self.state.items() if not name.endswith(DIFFUSERS_PE)}
+        """The same weights for another longest window, in frames."""
         settings = {**self.settings, "motion_max_seq_length": count}
+        state = _with_sinusoids(self.state, empty_adapter(settings, self.notes["network"]))
         return MotionWeights(self.path, settings, state, {**self.notes, "max_frames": str(count)})
 
 
@@ -75,8 +74,11 @@ def read_motion(path: Path) -> MotionWeights:
     if path.is_dir() and (beside := [name for name in tensors if "motion_modules." not in name]):
         raise odd_shape(path, f"it has {listed(beside)} beside the temporal layers")
     state = motion_from_original(tensors)
-    _check_tensors(path, _empty(settings, state).state_dict(), state)
+    empty = empty_adapter(settings, sizes.network)
+    _check_tensors(path, empty.state_dict(), state)
     _check_positions_agree(path, tensors)
+    if sizes.positions is None:
+        state = _with_sinusoids(state, empty)
     return MotionWeights(path, settings, state, _completed(path, sizes, header.notes))
 
 
@@ -88,27 +90,22 @@ def load_motion_module(path: Path, max_frames: int | None = None) -> tuple[Motio
     Raises:
         UserError: see `read_motion`.
     """
-    from diffusers import MotionAdapter
-
     given = read_motion(path)
     if max_frames is not None:
         given = given.with_positions(max_frames)
-    with quiet():
-        adapter = MotionAdapter.from_config(given.settings)
-    if given.notes["network"] == "temporal-convolution":
-        to_convolutions(adapter)
-    own = adapter.state_dict()
-    state = {name: tensor.float() for name, tensor in given.state.items() if not name.endswith(DIFFUSERS_PE)}
-    strange = [
-        name
-        for name, tensor in given.state.items()
-        if name.endswith(DIFFUSERS_PE) and not _is_sinusoid(tensor, own[name])
-    ]
+    adapter = empty_adapter(given.settings, given.notes["network"])
+    made = _sinusoids(adapter)
+    strange = [name for name, exact in made.items() if not _is_sinusoid(given.state[name], exact)]
     if strange:
         log.warning("%s holds positions of its own, not sinusoids; they are used as they are.", path)
-        state |= {name: given.state[name].float() for name in strange}
-    adapter.load_state_dict(state, strict=False)  # positions that the file lacks stay as made
-    return cast("MotionAdapter", adapter.eval()), given.notes
+    state = given.state | {name: exact for name, exact in made.items() if name not in strange}
+    # Copies: what was read may be the file's own bytes, mapped into memory.
+    own = {
+        name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    adapter.load_state_dict(own, assign=True)
+    return adapter.eval(), given.notes
 
 
 def save_motion_module(folder: Path, adapter: MotionAdapter, notes: Mapping[str, object]) -> None:
@@ -141,23 +138,29 @@ def shape_notes(adapter: MotionAdapter) -> dict[str, object]:
     }
 
 
-def empty_adapter(given: MotionWeights) -> MotionAdapter:
+def empty_adapter(settings: Mapping[str, Any], network: str) -> MotionAdapter:
     """The adapter of these settings without memory for its weights."""
-    return _empty(given.settings, given.state)
-
-
-def _empty(settings: Mapping[str, Any], state: Mapping[str, object]) -> MotionAdapter:
     from diffusers import MotionAdapter
 
     with quiet(), torch.device("meta"):
         adapter = MotionAdapter.from_config(dict(settings))
-        if _is_convolution(state):
+        if network == "temporal-convolution":
             to_convolutions(adapter)
     return cast("MotionAdapter", adapter)
 
 
-def _is_convolution(names: Mapping[str, object]) -> bool:
-    return any(re.search(r"motion_modules\.\d+\.blocks\.\d+\.conv1\.", name) for name in names)
+def _sinusoids(adapter: MotionAdapter) -> dict[str, Tensor]:
+    """The positions that diffusers makes for an adapter, by name, each (1, frames, width) in fp32."""
+    from diffusers.models.embeddings import SinusoidalPositionalEmbedding
+
+    shapes = {name: each.shape for name, each in adapter.state_dict().items() if name.endswith(DIFFUSERS_PE)}
+    return {name: SinusoidalPositionalEmbedding(width, frames).pe for name, (_, frames, width) in shapes.items()}
+
+
+def _with_sinusoids(state: Mapping[str, Tensor], adapter: MotionAdapter) -> dict[str, Tensor]:
+    """In place of the positions, if there are any, and in the dtype of the weights."""
+    dtype = next(tensor.dtype for name, tensor in state.items() if not name.endswith(DIFFUSERS_PE))
+    return {**state, **{name: made.to(dtype) for name, made in _sinusoids(adapter).items()}}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -202,7 +205,7 @@ def _check_positions_agree(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _is_sinusoid(given: Tensor, exact: Tensor) -> bool:
     """Within what bf16 loses."""
-    return given.shape == exact.shape and bool((given.float() - exact).abs().max() < 1e-2)
+    return bool((given.float() - exact).abs().max() < 1e-2)
 
 
 def _completed(path: Path, sizes: MotionSizes, notes: Mapping[str, str]) -> dict[str, str]:
