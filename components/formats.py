@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +16,12 @@ from components.motion_module import MotionModuleConfig, fresh_motion_adapter
 from components.names import is_original, lora_to_original
 from components.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape
 from components.weight_files import read_header, write_weights
-from components.weight_kinds import KINDS, OURS, wrong_kind
+from components.weight_kinds import KINDS, OURS, DType, wrong_kind
 from components.weight_notes import metadata_for
 from infra import artifacts
 from infra.artifacts import Input
 from infra.errors import UserError
 
-DType = Literal["fp32", "fp16", "bf16"]
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FILES = (
     motion_files.WEIGHTS,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 from infra.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+DType = Literal["fp32", "fp16", "bf16"]
+"""What weights can be converted to."""
 
 KINDS = {
     "motion-module": "a motion module",
