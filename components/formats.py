@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from components import lora, motion_files
+from components.base_files import config_of
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter
 from components.names import is_original, lora_to_original
 from components.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape
@@ -63,9 +64,9 @@ def weights_input(path: Path, kind: str) -> Input:
     """
     if (existing(path, kind.replace("-", " ")) / artifacts.RECORD).is_file():
         found = artifacts.load(path)
-        if found.kind in KINDS and found.kind != kind:
+        if found.kind != kind:
             raise wrong_kind(path, found.kind, kind)
-        return artifacts.load(path, kind).as_input()
+        return found.as_input()
     return artifacts.outside(weight_file(path), kind)
 
 
@@ -187,16 +188,13 @@ def base_shape(base: str) -> UNetShape:
     Raises:
         UserError: neither a name nor a folder with a UNet's config.
     """
-    import json
-
     if base in BASES:
         return BASES[base]
-    file = Path(base) / "unet" / "config.json"
     try:
-        return UNetShape.of(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        return UNetShape.of(config_of(Path(base), "unet"))
+    except (UserError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{base} is no base model: {file} cannot be read.",
+            f"{base} is no base model: {Path(base) / 'unet' / 'config.json'} cannot be read.",
             f"The motion module takes its widths from there. Known by name: {', '.join(BASES)}.",
             "Pass one of these names, or a diffusers folder.",
         ) from None

@@ -80,9 +80,10 @@ _CROSS_WIDTHS = {1024: "sd2", 2048: "sdxl"}
 
 
 def wrong_kind(path: object, found: str, wanted: str) -> UserError:
-    """The error for weights of one kind given where another is needed; both are keys of `KINDS`."""
+    """The error for weights of one kind given where another is needed, a key of `KINDS`; `found` may be an artifact of
+    no weights."""
     return UserError(
-        f"{path} is {KINDS[found]}, not {KINDS[wanted]}.",
+        f"{path} is {KINDS.get(found, f'a {found}')}, not {KINDS[wanted]}.",
         MEANINGS.get(found, ""),
         OPTIONS.get(found, f"Pass {KINDS[wanted]}."),
     )
