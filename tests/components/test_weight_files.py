@@ -117,6 +117,15 @@ def test_a_safetensors_file_under_a_pickle_s_name_is_read_as_what_it_is(tmp_path
     assert torch.equal(read_tensors(read_header(tmp_path / "a.ckpt"))["a"], torch.ones(3))
 
 
+def test_a_header_that_begins_as_pickles_do_is_a_header(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3)}
+    for length in range(100, 400):
+        save_file(tensors, tmp_path / "a.ckpt", {"x": "x" * length})
+        if (tmp_path / "a.ckpt").read_bytes()[0] == 0x80:
+            break
+    assert read_header(tmp_path / "a.ckpt").shapes == {"a": (3,)}
+
+
 def test_the_header_of_a_huge_file_is_read_at_once(tmp_path: Path) -> None:
     """40 GB that take no room on the disk: reading them would take minutes."""
     import time
