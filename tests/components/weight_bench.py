@@ -26,8 +26,6 @@ from infra.pocket.personalised import save_single_file
 from tests.components import original_names as names
 
 SECONDS_MAX, MEGABYTES_MAX = 5.0, 500
-POCKET = (32, 64, 96)
-NOTES = {"animateflow.heads": "4,8,8", "animateflow.norm_groups": "16", "animateflow.preset": "from-base"}
 # What may lie beside weights and is no weight: the official trainer's counters, and the image model around its module.
 BESIDE = r"(state_dict\.)?(module\.)?(animatediff_config|epoch|global_step)(\..*)?"
 IMAGE_MODEL = r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|conv_norm_out|time_embedding)\."
@@ -120,7 +118,7 @@ class Bench:
         self.pipeline, self.reference = pipeline, reference
         self.sound, self.scratch = folder / "sound", folder / "scratch"
         write_sound_files(self.sound, pipeline)
-        self.motion_names = set(names.motion_module(POCKET, 32, layers=1))
+        self.motion_names = set(names.motion_module(names.POCKET, 32, layers=1))
         self.module = load_motion_module(self.sound / "motion.safetensors")[0].state_dict()
         video = insert(pipeline.unet, load_motion_module(self.sound / "motion.safetensors")[0])
         self.unets: dict[str, nn.Module] = {"domain-adapter": pipeline.unet, "motion-lora": video}
@@ -138,18 +136,15 @@ class Bench:
 
 def write_sound_files(folder: Path, pipeline: Any) -> None:
     """One of each kind and format, as their programs write them; ours carry the hash of their tensors."""
-    motion = names.filled(names.motion_module(POCKET, 32, layers=1), torch.float16)
-    write_weights(folder / "motion.safetensors", motion, NOTES)
+    motion = names.original("motion-module", torch.float16)
+    write_weights(folder / "motion.safetensors", motion, names.POCKET_NOTES)
     import_original(folder / "motion.safetensors", folder / "motion")
     without = {f"module.{name}": tensor for name, tensor in motion.items() if not name.endswith(".pe")}
     for file, zipped in (("motion.ckpt", True), ("motion.pt", False)):
         content = {"epoch": 3, "global_step": 100, "state_dict": dict(without)}
         torch.save(content, folder / file, _use_new_zipfile_serialization=zipped)
-    for kind, shapes in (
-        ("domain-adapter", names.domain_adapter(POCKET, 128, 4, layers=1)),
-        ("motion-lora", names.motion_lora(POCKET, 4, layers=1)),
-    ):
-        write_weights(folder / f"{kind}.safetensors", names.filled(shapes, torch.float16), {})
+    for kind in ("domain-adapter", "motion-lora"):
+        write_weights(folder / f"{kind}.safetensors", names.original(kind, torch.float16), {})
         import_original(folder / f"{kind}.safetensors", folder / f"{kind}-diffusers.safetensors")
     layers = {
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": ((4, 32), (32, 4)),
