@@ -49,7 +49,7 @@ def check_single_file(header: Header, reference: Path) -> None:
                 "Take the full version of the file, or build a diffusers folder from it.",
             )
         check_floats(header, (name for name in shapes if not name.endswith(UNUSED)))
-        config = _config_of(reference, part)
+        config = config_of(reference, part)
         with quiet(), torch.device("meta"):
             given = {name: torch.empty(shape) for name, shape in shapes.items()}
             try:
@@ -83,12 +83,17 @@ def check_folder(folder: Path) -> None:
             if not file.name.endswith(".non_ema.safetensors"):
                 shapes |= read_header(file).shapes
         if files and (folder / part / "config.json").is_file():
-            wrong = _differences(part, _config_of(folder, part), shapes)
+            wrong = _differences(part, config_of(folder, part), shapes)
             if wrong:
                 raise _does_not_fit(folder, folder / part / "config.json", listed(wrong), "Download it again.")
 
 
-def _config_of(folder: Path, part: str) -> dict[str, Any]:
+def config_of(folder: Path, part: str) -> dict[str, Any]:
+    """The config.json of a diffusers folder's part.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     file = folder / part / "config.json"
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from components.base_files import check_folder, check_single_file
 from components.embeddings import add_embedding
-from components.hub import WHAT_IS_A_BASE, first_line, from_hub
+from components.hub import LOADING_ERRORS, WHAT_IS_A_BASE, first_line, from_hub
 from components.hub import resolve as resolve
 from components.kohya import fold_lora
 from components.noise import Prediction
 from components.quiet import quiet
-from components.weight_files import LARGEST, Header, read_header
+from components.weight_files import Header, check_numbers, read_header
 from components.weight_kinds import KINDS, MEANINGS, OPTIONS
 from infra import artifacts
 from infra.config import Config
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 HUB_REFERENCE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
@@ -76,7 +74,8 @@ def load_base(model: BaseModel, device: str | torch.device = "cpu") -> StableDif
     """
     path = resolve(model.path)
     pipeline = _from_folder(path) if path.is_dir() else _from_file(path, model.reference)
-    _check_numbers(path, pipeline)
+    for part in ("unet", "vae", "text_encoder"):
+        check_numbers(path, {f"{part}.{name}": tensor for name, tensor in getattr(pipeline, part).state_dict().items()})
     for lora in model.loras:
         fold_lora(pipeline.unet, pipeline.text_encoder, lora.path, lora.scale)
     for embedding in model.embeddings:
@@ -241,21 +240,6 @@ def _check_is_sd1(folder: Path) -> None:
             "Only models that predict noise (epsilon) or velocity (v_prediction) can be trained and animated.",
             "Pass one of these.",
         )
-
-
-def _check_numbers(path: Path, pipeline: StableDiffusionPipeline) -> None:
-    """
-    Raises:
-        UserError: a weight is NaN, infinite, or larger than any weight is.
-    """
-    for part in ("unet", "vae", "text_encoder"):
-        for name, parameter in getattr(pipeline, part).named_parameters():
-            if parameter.numel() and not float(parameter.detach().abs().max()) <= LARGEST:
-                raise UserError(
-                    f"{path} holds NaN, infinite or enormous numbers in {part}.{name}.",
-                    "The file is damaged, or it overflowed when it was made fp16.",
-                    "Download it again, or take another version of it.",
-                )
 
 
 def _config(file: Path) -> dict[str, Any]:

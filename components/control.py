@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
-from components.hub import first_line
+from components.hub import LOADING_ERRORS, first_line
 from components.quiet import quiet
 from components.weight_files import read_header
 from infra.errors import UserError
@@ -42,7 +41,7 @@ def load_controlnet(folder: Path, base: StableDiffusionPipeline) -> ControlNetMo
             net = ControlNetModel.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(
             f"{folder} could not be loaded as a ControlNet: {first_line(error)}", "It is damaged.", "Download it again."
         ) from None

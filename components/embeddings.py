@@ -6,6 +6,7 @@ token's name.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,14 @@ import torch
 from tokenizers import AddedToken
 
 from components.quiet import quiet
-from components.weight_files import check_floats, read_header, read_weights
-from components.weight_kinds import wrong_kind
+from components.weight_files import read_header_of, read_tensors
 from infra.errors import UserError, listed
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 KIND = "textual-inversion"
+IDS = r"string_to_token\..*"  # in A1111's own table
 
 
 def add_embedding(pipeline: StableDiffusionPipeline, path: Path, token: str | None = None) -> str:
@@ -31,13 +32,8 @@ def add_embedding(pipeline: StableDiffusionPipeline, path: Path, token: str | No
     Raises:
         UserError: not an embedding, of another text encoder's width, or a word that the tokenizer knows already.
     """
-    header = read_header(path)
-    if header.kind != KIND:
-        raise wrong_kind(path, header.kind, KIND)
-    vectors_of = [name for name in header.shapes if not name.startswith("string_to_token.")]  # ids in A1111's own table
-    check_floats(header, vectors_of)
-    _, read = read_weights(path)
-    tensors = {name: read[name] for name in vectors_of}
+    read = read_tensors(read_header_of(path, KIND, beside=IDS))
+    tensors = {name: tensor for name, tensor in read.items() if not re.fullmatch(IDS, name)}
     if len(tensors) != 1:
         raise UserError(
             f"{path} holds more than one tensor: {listed(sorted(tensors))}.",

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from components import lora, motion_files
+from components.base_files import config_of
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter
-from components.names import DIFFUSERS_PE, is_original, lora_to_original
+from components.names import is_original, lora_to_original
 from components.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape
 from components.weight_files import read_header, write_weights
-from components.weight_kinds import KINDS, OURS, wrong_kind
+from components.weight_kinds import KINDS, OURS, DType, wrong_kind
 from components.weight_notes import metadata_for
 from infra import artifacts
 from infra.artifacts import Input
 from infra.errors import UserError
 
-DType = Literal["fp32", "fp16", "bf16"]
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FILES = (
     motion_files.WEIGHTS,
@@ -65,9 +64,9 @@ def weights_input(path: Path, kind: str) -> Input:
     """
     if (existing(path, kind.replace("-", " ")) / artifacts.RECORD).is_file():
         found = artifacts.load(path)
-        if found.kind in KINDS and found.kind != kind:
+        if found.kind != kind:
             raise wrong_kind(path, found.kind, kind)
-        return artifacts.load(path, kind).as_input()
+        return found.as_input()
     return artifacts.outside(weight_file(path), kind)
 
 
@@ -88,8 +87,9 @@ def export_original(source: Path, target: Path, dtype: DType | None = None) -> P
                 "The original format has no names for them, and no other program could run them.",
                 "Animate with the folder itself.",
             )
-        state = _with_positions(given)
-        motion_files.write_motion_original(target, converted(state, dtype), given.notes | _shape_of(given))
+        adapter = motion_files.empty_adapter(given.settings, given.notes["network"])
+        notes = given.notes | motion_files.shape_notes(adapter)
+        motion_files.write_motion_original(target, converted(given.state, dtype), notes)
         return target
     if kind in lora.LAYERS:
         weights = lora.load(file, kind)
@@ -136,8 +136,9 @@ def import_original(
             said |= {"preset": preset, "image_group_norm": PRESETS[preset].image_group_norm}
         if group_norm is not None:
             said |= {"group_norm": group_norm}
-        notes = given.notes | _shape_of(given) | said
-        motion_files.write_motion_folder(target, motion_files.empty_adapter(given), _with_positions(given), notes)
+        adapter = motion_files.empty_adapter(given.settings, given.notes["network"])
+        notes = given.notes | motion_files.shape_notes(adapter) | said
+        motion_files.write_motion_folder(target, adapter, given.state, notes)
     else:
         given_to_a_lora = {"--preset": preset, "--group-norm": group_norm, "--max-frames": max_frames}
         if vain := [name for name, value in given_to_a_lora.items() if value is not None]:
@@ -187,16 +188,13 @@ def base_shape(base: str) -> UNetShape:
     Raises:
         UserError: neither a name nor a folder with a UNet's config.
     """
-    import json
-
     if base in BASES:
         return BASES[base]
-    file = Path(base) / "unet" / "config.json"
     try:
-        return UNetShape.of(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        return UNetShape.of(config_of(Path(base), "unet"))
+    except (UserError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{base} is no base model: {file} cannot be read.",
+            f"{base} is no base model: {Path(base) / 'unet' / 'config.json'} cannot be read.",
             f"The motion module takes its widths from there. Known by name: {', '.join(BASES)}.",
             "Pass one of these names, or a diffusers folder.",
         ) from None
@@ -219,18 +217,3 @@ def converted(state: Mapping[str, Tensor], dtype: DType | None) -> dict[str, Ten
     if lost := [name for name, tensor in out.items() if not torch.isfinite(tensor).all()]:
         raise UserError(f"{lost[0]} has values that {dtype} cannot hold.", "They would become infinite.", "Use bf16.")
     return out
-
-
-def _with_positions(given: motion_files.MotionWeights) -> dict[str, Tensor]:
-    """The tensors, positions of the module's length made for a file that left them out."""
-    from diffusers import MotionAdapter
-
-    if any(name.endswith(DIFFUSERS_PE) for name in given.state):
-        return given.state
-    dtype = next(iter(given.state.values())).dtype
-    fresh = MotionAdapter.from_config(given.settings).state_dict()
-    return given.state | {name: pe.to(dtype) for name, pe in fresh.items() if name.endswith(DIFFUSERS_PE)}
-
-
-def _shape_of(given: motion_files.MotionWeights) -> dict[str, str]:
-    return {name: str(value) for name, value in motion_files.shape_notes(motion_files.empty_adapter(given)).items()}

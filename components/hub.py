@@ -12,11 +12,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from components.quiet import quiet
 from infra.errors import UserError
 from infra.logs import get_logger
 
 PROBE_SECONDS = 3.0
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+"""What diffusers and transformers raise of a folder or file that they cannot load."""
 WHAT_IS_A_BASE = (
     "A base model is a Stable Diffusion 1.x model: a diffusers folder (with model_index.json, unet/, vae/, "
     "text_encoder/, tokenizer/, scheduler/) or one .safetensors file."

@@ -16,8 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from components.weight_files import LARGEST, check_floats, read_header, read_weights
-from components.weight_kinds import wrong_kind
+from components.weight_files import check_numbers, read_header_of, read_tensors
 from infra.errors import UserError, listed
 
 KIND = "kohya-lora"
@@ -54,17 +53,14 @@ def fold_lora(unet: nn.Module, text_encoder: nn.Module, path: Path, scale: float
         )
     with torch.no_grad():
         for name, (down, up, alpha) in pairs.items():
-            delta = (alpha / down.shape[0]) * (up.flatten(1) @ down.flatten(1))
+            factor = 1.0 if alpha is None else float(alpha) / down.shape[0]
+            delta = factor * (up.flatten(1) @ down.flatten(1))
             layers[name] += (scale * delta).view_as(layers[name])
 
 
-def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Layer name to (down, up, alpha), float32; alpha is the rank where the file gives none."""
-    header = read_header(path)
-    if header.kind != KIND:
-        raise wrong_kind(path, header.kind, KIND)
-    check_floats(header, (name for name in header.shapes if not name.endswith(ALPHA)))
-    _, tensors = read_weights(path)
+def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    """Layer name to (down, up, alpha), the matrices in float32; without an alpha it is the rank."""
+    tensors = read_tensors(read_header_of(path, KIND, beside=r".*\.alpha"))
     parts = {name: re.fullmatch(r"(.+?)(\.lora_down\.weight|\.lora_up\.weight|\.alpha)", name) for name in tensors}
     layers = {match[1] for match in parts.values() if match}
     strange = [name for name, match in parts.items() if match is None]
@@ -75,17 +71,14 @@ def _read(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
             "Using only the rest would change the model in a way that its author did not mean.",
             "Pass a plain LoRA (lora_down, lora_up, alpha).",
         )
-    out = {}
-    for layer in sorted(layers):
-        down, up = tensors[layer + DOWN].float(), tensors[layer + UP].float()
-        alpha = tensors.get(layer + ALPHA)
-        odd = alpha is not None and (alpha.numel() != 1 or alpha.is_complex() or not abs(float(alpha)) <= LARGEST)
-        if alpha is not None and odd:
-            raise UserError(
-                f"{path} holds an alpha of {alpha.numel()} numbers.", "It is damaged.", "Download it again."
-            )
-        out[layer] = (down, up, float(down.shape[0] if alpha is None else alpha))
-    return out
+    alphas = {name: tensor for name, tensor in tensors.items() if name.endswith(ALPHA)}
+    if odd := [name for name, alpha in alphas.items() if alpha.numel() != 1 or alpha.is_complex()]:
+        raise UserError(f"{path} holds {odd[0]}, which is not one number.", "It is damaged.", "Download it again.")
+    check_numbers(path, {name: alpha.float() for name, alpha in alphas.items()})
+    return {
+        layer: (tensors[layer + DOWN].float(), tensors[layer + UP].float(), alphas.get(layer + ALPHA))
+        for layer in sorted(layers)
+    }
 
 
 def _shape(path: Path, name: str, down: Tensor, up: Tensor) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from components.names import DOWN, PREFIX, UP, lora_to_diffusers
-from components.weight_files import Header, check_floats, read_header, read_weights, write_weights
-from components.weight_kinds import KINDS, wrong_kind
+from components.weight_files import Header, read_header_of, read_tensors, write_weights
+from components.weight_kinds import KINDS
 from components.weight_notes import metadata_for
 from infra.errors import UserError, listed
 
@@ -107,13 +107,9 @@ def load(path: Path, kind: str) -> LoraWeights:
     Raises:
         UserError: a file of another kind (the message says which option it belongs to), or one that is not whole.
     """
-    header = read_header(path)
-    if header.kind != kind:
-        raise wrong_kind(path, header.kind, kind)
-    check_floats(header, header.shapes)
-    _, tensors = read_weights(path)
+    header = read_header_of(path, kind)
     # diffusers silently loads nothing where the prefix is missing; we know the file's kind, so we add it.
-    state = lora_to_diffusers(tensors)
+    state = lora_to_diffusers(read_tensors(header))
     halves = {name[: -len(ending)] for name in state for ending in (DOWN, UP) if name.endswith(ending)}
     odd = sorted({half + ending for half in halves for ending in (DOWN, UP)}.symmetric_difference(state))
     odd += sorted(half for half in halves if not re.fullmatch(LAYERS[kind], half.removeprefix(PREFIX)))

@@ -6,7 +6,6 @@ release, as every other reader of these files takes it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor
 
 from components.motion_module import network_of, to_convolutions
+from components.motion_sizes import MotionSizes, completed_notes, odd_shape, settings_for, sizes_of
 from components.names import DIFFUSERS_PE, motion_from_original, motion_to_original
-from components.presets import PRESETS, guess_preset
 from components.quiet import quiet
-from components.weight_files import check_floats, read_header, read_weights, write_weights
-from components.weight_kinds import wrong_kind
+from components.weight_files import read_header_of, read_tensors, write_weights
 from components.weight_notes import metadata_for
 from infra.errors import UserError, listed
 from infra.logs import get_logger
@@ -30,16 +28,14 @@ if TYPE_CHECKING:
 
 KIND = "motion-module"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-WIDTH_OF = (".norm.weight", ".norm.bias", ".proj_in.bias", ".proj_out.bias")
 NORMS = ("per_frame", "pooled")
-POSITIONS_MAX, WIDTH_MAX = 10_000, 65_536
 log = get_logger("components")
 
 
 @dataclass(frozen=True)
 class MotionWeights:
     """A motion module as its file has it: `settings` of its `MotionAdapter`, `state` in diffusers' names and the file's
-    dtype, `notes` with what the file leaves unsaid filled in."""
+    dtype, `notes`; positions and notes that the file leaves out are filled in."""
 
     path: Path
     settings: dict[str, Any]
@@ -47,9 +43,9 @@ class MotionWeights:
     notes: dict[str, str]
 
     def with_positions(self, count: int) -> MotionWeights:
-        """The same weights for another longest window, in frames; the file's own positions are left out."""
-        state = {name: tensor for name, tensor in self.state.items() if not name.endswith(DIFFUSERS_PE)}
+        """The same weights for another longest window, in frames."""
         settings = {**self.settings, "motion_max_seq_length": count}
+        state = _with_sinusoids(self.state, empty_adapter(settings, self.notes["network"]))
         return MotionWeights(self.path, settings, state, {**self.notes, "max_frames": str(count)})
 
 
@@ -70,20 +66,20 @@ def read_motion(path: Path) -> MotionWeights:
             "Check the path given as motion module.",
         )
     file = path if path.is_file() else path / WEIGHTS
-    header = read_header(file)
-    if header.kind != KIND:
-        raise wrong_kind(file, header.kind, KIND)
-    check_floats(header, header.shapes)
+    header = read_header_of(file, KIND)
     config = {} if path.is_file() else _read_config(path)
-    notes = dict(header.notes)
-    settings = _settings(path, motion_from_original(header.shapes), notes, config)
-    _, tensors = read_weights(file)
+    sizes = sizes_of(motion_from_original(header.shapes))
+    settings = settings_for(path, sizes, header.notes, config)
+    tensors = read_tensors(header)
     if path.is_dir() and (beside := [name for name in tensors if "motion_modules." not in name]):
-        raise _odd_shape(path, f"it has {listed(beside)} beside the temporal layers")
+        raise odd_shape(path, f"it has {listed(beside)} beside the temporal layers")
     state = motion_from_original(tensors)
-    _check_tensors(path, _empty(settings, state).state_dict(), state)
+    empty = empty_adapter(settings, sizes.network)
+    _check_tensors(path, empty.state_dict(), state)
     _check_positions_agree(path, tensors)
-    return MotionWeights(path, settings, state, _completed(path, notes, settings, state))
+    if sizes.positions is None:
+        state = _with_sinusoids(state, empty)
+    return MotionWeights(path, settings, state, _completed(path, sizes, header.notes))
 
 
 def load_motion_module(path: Path, max_frames: int | None = None) -> tuple[MotionAdapter, dict[str, str]]:
@@ -94,27 +90,22 @@ def load_motion_module(path: Path, max_frames: int | None = None) -> tuple[Motio
     Raises:
         UserError: see `read_motion`.
     """
-    from diffusers import MotionAdapter
-
     given = read_motion(path)
     if max_frames is not None:
         given = given.with_positions(max_frames)
-    with quiet():
-        adapter = MotionAdapter.from_config(given.settings)
-    if given.notes["network"] == "temporal-convolution":
-        to_convolutions(adapter)
-    own = adapter.state_dict()
-    state = {name: tensor.float() for name, tensor in given.state.items() if not name.endswith(DIFFUSERS_PE)}
-    strange = [
-        name
-        for name, tensor in given.state.items()
-        if name.endswith(DIFFUSERS_PE) and not _is_sinusoid(tensor, own[name])
-    ]
+    adapter = empty_adapter(given.settings, given.notes["network"])
+    made = _sinusoids(adapter)
+    strange = [name for name, exact in made.items() if not _is_sinusoid(given.state[name], exact)]
     if strange:
         log.warning("%s holds positions of its own, not sinusoids; they are used as they are.", path)
-        state |= {name: given.state[name].float() for name in strange}
-    adapter.load_state_dict(state, strict=False)  # positions that the file lacks stay as made
-    return cast("MotionAdapter", adapter.eval()), given.notes
+    state = given.state | {name: exact for name, exact in made.items() if name not in strange}
+    # Copies: what was read may be the file's own bytes, mapped into memory.
+    own = {
+        name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    adapter.load_state_dict(own, assign=True)
+    return adapter.eval(), given.notes
 
 
 def save_motion_module(folder: Path, adapter: MotionAdapter, notes: Mapping[str, object]) -> None:
@@ -147,23 +138,29 @@ def shape_notes(adapter: MotionAdapter) -> dict[str, object]:
     }
 
 
-def empty_adapter(given: MotionWeights) -> MotionAdapter:
+def empty_adapter(settings: Mapping[str, Any], network: str) -> MotionAdapter:
     """The adapter of these settings without memory for its weights."""
-    return _empty(given.settings, given.state)
-
-
-def _empty(settings: Mapping[str, Any], state: Mapping[str, object]) -> MotionAdapter:
     from diffusers import MotionAdapter
 
     with quiet(), torch.device("meta"):
         adapter = MotionAdapter.from_config(dict(settings))
-        if _is_convolution(state):
+        if network == "temporal-convolution":
             to_convolutions(adapter)
     return cast("MotionAdapter", adapter)
 
 
-def _is_convolution(names: Mapping[str, object]) -> bool:
-    return any(re.search(r"motion_modules\.\d+\.blocks\.\d+\.conv1\.", name) for name in names)
+def _sinusoids(adapter: MotionAdapter) -> dict[str, Tensor]:
+    """The positions that diffusers makes for an adapter, by name, each (1, frames, width) in fp32."""
+    from diffusers.models.embeddings import SinusoidalPositionalEmbedding
+
+    shapes = {name: each.shape for name, each in adapter.state_dict().items() if name.endswith(DIFFUSERS_PE)}
+    return {name: SinusoidalPositionalEmbedding(width, frames).pe for name, (_, frames, width) in shapes.items()}
+
+
+def _with_sinusoids(state: Mapping[str, Tensor], adapter: MotionAdapter) -> dict[str, Tensor]:
+    """In place of the positions, if there are any, and in the dtype of the weights."""
+    dtype = next(tensor.dtype for name, tensor in state.items() if not name.endswith(DIFFUSERS_PE))
+    return {**state, **{name: made.to(dtype) for name, made in _sinusoids(adapter).items()}}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -176,75 +173,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder / 'config.json'} cannot be read: {error}.", "It gives the module's shape.", "Make it again."
         ) from None
-
-
-def _settings(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], notes: Mapping[str, str], config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`MotionAdapter` settings: sizes off the tensors' shapes; heads and groups from config or notes, else official."""
-    widths: list[int] = []
-    layers: list[int] = []
-    while here := [name for name in shapes if name.startswith(f"down_blocks.{len(widths)}.motion_modules.")]:
-        width = next((shapes[name][0] for name in here if name.endswith(WIDTH_OF) and shapes[name]), 0)
-        layers.append(len({name.split(".")[3] for name in here}))
-        widths.append(width)
-    lengths = [shape[1] for name, shape in shapes.items() if name.endswith(DIFFUSERS_PE) and len(shape) == 3]
-    mid_block = any(name.startswith("mid_block.") for name in shapes)
-    preset = notes.get("preset") or guess_preset(tuple(widths), mid_block, lengths[0] if lengths else None)
-    usual = PRESETS[preset].positions if preset in PRESETS else 32
-    positions = lengths[0] if lengths else notes.get("max_frames", usual)
-    heads = config.get("motion_num_attention_heads", notes.get("heads", "8"))
-    groups = config.get("motion_norm_num_groups", notes.get("norm_groups", 32))
-    try:
-        each = (
-            [int(head) for head in heads]
-            if isinstance(heads, (list, tuple))
-            else [int(head) for head in str(heads).split(",")]
-        )
-        found = {
-            "block_out_channels": widths,
-            "motion_layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
-            "motion_num_attention_heads": each[0] if len(set(each)) == 1 else each,
-            "motion_norm_num_groups": int(groups),
-            "motion_max_seq_length": int(positions),
-            "use_motion_mid_block": mid_block,
-        }
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        raise _odd_shape(path, f"heads {heads!r}, groups {groups!r}, positions {positions!r}") from None
-    _check_settings(path, found, each)
-    for name, value in found.items():
-        said = config.get(name, value)
-        if _alike(said) != _alike(value) and name != "motion_max_seq_length":
-            raise _odd_shape(path, f"its config.json gives {name} as {said}, and its tensors have {value}")
-    return found
-
-
-def _alike(value: Any) -> Any:
-    """One number for each level, or one for all where they are equal."""
-    entries = list(value) if isinstance(value, (tuple, list)) else [value]
-    return entries[0] if entries and all(entry == entries[0] for entry in entries) else entries
-
-
-def _check_settings(path: Path, found: Mapping[str, Any], heads: list[int]) -> None:
-    widths = found["block_out_channels"]
-    if not widths:
-        raise _odd_shape(path, "it has no tensors of down_blocks.0")
-    heads = heads * len(widths) if len(heads) == 1 else heads
-    groups, positions = found["motion_norm_num_groups"], found["motion_max_seq_length"]
-    possible = len(heads) == len(widths) and groups > 0 and 0 < positions <= POSITIONS_MAX and min(heads) > 0
-    if not possible or any(
-        width % (2 * head) or width % groups or not 0 < width <= WIDTH_MAX
-        for width, head in zip(widths, heads, strict=True)
-    ):
-        raise _odd_shape(path, f"widths {widths}, heads {heads}, GroupNorm groups {groups}, {positions} positions")
-
-
-def _odd_shape(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path} has a shape that no motion module has: {what}.",
-        "The file is damaged, incomplete, or of another kind.",
-        "Make or download it again.",
-    )
 
 
 def _check_tensors(path: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -272,31 +200,27 @@ def _check_positions_agree(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, first in tensors.items():
         second = tensors.get(name.replace("attention_blocks.0.pos_encoder", "attention_blocks.1.pos_encoder"))
         if name.endswith("attention_blocks.0.pos_encoder.pe") and second is not None and not torch.equal(first, second):
-            raise _odd_shape(path, f"the two attentions of {name.split('.temporal')[0]} have unlike positions")
+            raise odd_shape(path, f"the two attentions of {name.split('.temporal')[0]} have unlike positions")
 
 
 def _is_sinusoid(given: Tensor, exact: Tensor) -> bool:
     """Within what bf16 loses."""
-    return given.shape == exact.shape and bool((given.float() - exact).abs().max() < 1e-2)
+    return bool((given.float() - exact).abs().max() < 1e-2)
 
 
-def _completed(
-    path: Path, notes: dict[str, str], settings: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """With what another tool's file leaves unsaid: the preset by its shape, the official norms, linear betas."""
-    widths, mid = tuple(settings["block_out_channels"]), settings["use_motion_mid_block"]
-    known = any(name.endswith(DIFFUSERS_PE) for name in state)
-    guess = guess_preset(widths, mid, settings["motion_max_seq_length"] if known else None)
-    preset = notes.get("preset", guess)
-    if "preset" not in notes and guess == "v3" and not known:
+def _completed(path: Path, sizes: MotionSizes, notes: Mapping[str, str]) -> dict[str, str]:
+    """`completed_notes`, checked.
+
+    Raises:
+        UserError: the file notes a norm that there is not, or another network than its tensors are of.
+    """
+    if "preset" not in notes and sizes.preset == "v3" and sizes.positions is None:
         log.warning("The motion module has no positions, by which v1 and v3 are told apart; it is taken for v3.")
-    image = PRESETS[preset].image_group_norm if preset in PRESETS else "per_frame"
-    assumed = {"group_norm": "per_frame", "image_group_norm": image, "beta_schedule": "linear", "stage": KIND}
-    assumed["network"] = "temporal-convolution" if _is_convolution(state) else "temporal-transformer"
-    completed = {**assumed, **({"preset": preset} if preset else {}), **notes}
-    for name, allowed in {"group_norm": NORMS, "image_group_norm": NORMS, "network": (assumed["network"],)}.items():
+    assumed = {"beta_schedule": "linear", "stage": KIND, "network": sizes.network}
+    completed = completed_notes(sizes, {**assumed, **notes})
+    for name, allowed in {"group_norm": NORMS, "image_group_norm": NORMS, "network": (sizes.network,)}.items():
         if completed[name] not in allowed:
-            raise _odd_shape(
+            raise odd_shape(
                 path, f"its metadata say {name} {completed[name]!r}, and {' or '.join(allowed)} is possible"
             )
     return completed

@@ -7,10 +7,10 @@ checked by `safetensors_header`, pickles opened by `pickles`; a name that promis
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,9 @@ from torch import Tensor
 from components.pickles import SUFFIXES as PICKLE_SUFFIXES
 from components.pickles import load_pickle, looks_pickled
 from components.safetensors_header import parse_header
-from components.weight_kinds import kind_of
+from components.weight_kinds import kind_of, wrong_kind
 from infra.errors import UserError
+from infra.hashing import sha256_file
 
 METADATA_PREFIX = "animateflow."
 HASH = "modelspec.hash_sha256"
@@ -95,13 +96,28 @@ def read_header(path: Path) -> Header:
     return Header(path, parsed.metadata, shapes, {name: entry.dtype for name, entry in entries.items()})
 
 
-def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors (on the CPU, in the file's dtype) of a checked file.
+def read_header_of(path: Path, kind: str, beside: str | None = None) -> Header:
+    """The header of a file of this kind, whose weights are floating-point numbers; a tensor whose name the pattern
+    `beside` matches is no weight.
 
     Raises:
-        UserError: see `read_header`; or a tensor holds NaN, infinity, or numbers that no weight has.
+        UserError: see `read_header`; a file of another kind (the message says which option it belongs to); or integer
+            or quantised weights.
     """
     header = read_header(path)
+    if header.kind != kind:
+        raise wrong_kind(path, header.kind, kind)
+    check_floats(header, (name for name in header.shapes if beside is None or not re.fullmatch(beside, name)))
+    return header
+
+
+def read_tensors(header: Header) -> dict[str, Tensor]:
+    """The tensors of the file that this is the header of, on the CPU in the file's dtype.
+
+    Raises:
+        UserError: they cannot be read; or one holds NaN, infinity, or numbers that no weight has.
+    """
+    path = header.path
     if _is_pickle(path):
         tensors = {name: tensor.clone() for name, tensor in _unwrapped(path, load_pickle(path)).items()}
     else:
@@ -111,6 +127,15 @@ def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
             raise UserError(
                 f"{path} cannot be read: {error}.", "Its header is in order, its tensors are not.", "Download it again."
             ) from None
+    check_numbers(path, tensors)
+    return tensors
+
+
+def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: one of these tensors holds NaN, infinity, or numbers that no weight has.
+    """
     for name, tensor in tensors.items():
         # No weight is that large, and sums and products of smaller ones stay finite in fp32. NaN is not smaller.
         if tensor.is_floating_point() and tensor.numel() and not float(tensor.float().abs().max()) <= LARGEST:
@@ -119,7 +144,6 @@ def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
                 "The file is damaged, its training diverged, or it overflowed when it was made fp16.",
                 "Download it again, or take another version of it.",
             )
-    return header, tensors
 
 
 def check_floats(header: Header, names: Iterable[str]) -> None:
@@ -147,13 +171,13 @@ def _is_pickle(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as handle:
         start = handle.read(64)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
-        return False  # a length may begin as a pickle does
-    if looks_pickled(start) and path.suffix.lower() in PICKLE_SUFFIXES:
+    has_header = start[8:9] == b"{"
+    length_fits = has_header and int.from_bytes(start[:8], "little") <= size - 8  # it may begin as a pickle does
+    if looks_pickled(start) and path.suffix.lower() in PICKLE_SUFFIXES and not length_fits:
         return True
-    if start[8:9] == b"{":
-        return False
-    raise _not_weights(path, start, size)
+    if not has_header:
+        raise _not_weights(path, start, size)
+    return False
 
 
 def _not_weights(path: Path, start: bytes, size: int) -> UserError:
@@ -227,9 +251,4 @@ def _finish_header(path: Path) -> None:
 
 def sha256_of_tensors(path: Path) -> str:
     """What a safetensors file's `modelspec.hash_sha256` should be."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        handle.seek(parse_header(path).data_start)
-        while block := handle.read(1 << 24):
-            digest.update(block)
-    return f"0x{digest.hexdigest()}"
+    return "0x" + sha256_file(path, parse_header(path).data_start)

@@ -9,8 +9,8 @@ from typing import Any
 
 from components import motion_files
 from components.formats import weight_file
-from components.names import DIFFUSERS_PE, is_original, motion_from_original
-from components.presets import PRESETS, guess_preset
+from components.motion_sizes import completed_notes, sizes_of
+from components.names import is_original, motion_from_original
 from components.weight_files import HASH, read_header, sha256_of_tensors
 from components.weight_kinds import KINDS, OURS
 from infra.errors import UserError
@@ -75,15 +75,8 @@ def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def _motion_notes(shapes: Mapping[str, tuple[int, ...]], notes: Mapping[str, str]) -> dict[str, str]:
     """Preset, norms and window by the shapes where the file does not say."""
-    names = motion_from_original(shapes)
-    widths: list[int] = []
-    while shape := names.get(f"down_blocks.{len(widths)}.motion_modules.0.norm.weight"):
-        widths.append(shape[0])
-    lengths = {shape[1] for name, shape in names.items() if name.endswith(DIFFUSERS_PE) and len(shape) == 3}
-    positions = next(iter(lengths), None)
-    guess = guess_preset(tuple(widths), any(name.startswith("mid_block.") for name in names), positions)
-    preset = notes.get("preset", guess)
-    image = PRESETS[preset].image_group_norm if preset in PRESETS else "per_frame"
-    found = {"preset": preset, "group_norm": "per_frame (assumed: the official one)", "image_group_norm": image}
-    found |= {"max_frames": None if positions is None else str(positions), **notes}
-    return {name: value for name, value in found.items() if value is not None}
+    sizes = sizes_of(motion_from_original(shapes))
+    assumed = {"group_norm": "per_frame (assumed: the official one)"}
+    if sizes.positions is not None:
+        assumed["max_frames"] = str(sizes.positions)
+    return completed_notes(sizes, {**assumed, **notes})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 from infra.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+DType = Literal["fp32", "fp16", "bf16"]
+"""What weights can be converted to."""
 
 KINDS = {
     "motion-module": "a motion module",
@@ -77,9 +80,10 @@ _CROSS_WIDTHS = {1024: "sd2", 2048: "sdxl"}
 
 
 def wrong_kind(path: object, found: str, wanted: str) -> UserError:
-    """The error for weights of one kind given where another is needed; both are keys of `KINDS`."""
+    """The error for weights of one kind given where another is needed, a key of `KINDS`; `found` may be an artifact of
+    no weights."""
     return UserError(
-        f"{path} is {KINDS[found]}, not {KINDS[wanted]}.",
+        f"{path} is {KINDS.get(found, f'a {found}')}, not {KINDS[wanted]}.",
         MEANINGS.get(found, ""),
         OPTIONS.get(found, f"Pass {KINDS[wanted]}."),
     )

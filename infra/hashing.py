@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 
-def sha256_file(path: Path) -> str:
-    """Hex digest of the file's bytes."""
+def sha256_file(path: Path, start: int = 0) -> str:
+    """Hex digest of the file's bytes from `start` on."""
     with path.open("rb") as handle:
+        handle.seek(start)
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from components.presets import GroupNormMode, PresetName
+from components.weight_kinds import DType
 from infra.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Weight files: export, import, info.")
 Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A weight file or an artifact's folder.")]
-
-
-class Preset(StrEnum):
-    v1 = "v1"
-    v2 = "v2"
-    v3 = "v3"
-    sdxl_beta = "sdxl-beta"
-    from_base = "from-base"
-
-
-class GroupNorm(StrEnum):
-    per_frame = "per_frame"
-    pooled = "pooled"
-
-
-class DType(StrEnum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
 
 
 @app.command()
@@ -40,7 +22,7 @@ def export(
         Path | None, typer.Argument(metavar="WEIGHTS", help="A weight file or an artifact's folder.")
     ] = None,
     fresh: Annotated[
-        Preset | None, typer.Option(help="Write an untrained motion module of this preset instead.")
+        PresetName | None, typer.Option(help="Write an untrained motion module of this preset instead.")
     ] = None,
     base: Annotated[
         str, typer.Option(help="With --fresh: sd15, sdxl, or a diffusers folder; only its UNet's sizes count.")
@@ -56,7 +38,6 @@ def export(
     from components import formats
     from components.motion_module import MotionModuleConfig
 
-    kind: Any = None if dtype is None else dtype.value
     if (weights is None) == (fresh is None):
         raise UserError(
             "Either weights or --fresh PRESET must be given, and not both.",
@@ -64,10 +45,10 @@ def export(
             "Try `animateflow weights export --fresh v3 --out fresh.safetensors`.",
         )
     if fresh is not None:
-        config = MotionModuleConfig(preset=fresh.value)
-        typer.echo(f"Wrote {formats.export_fresh(config, base, out, seed, kind)}")
+        config = MotionModuleConfig(preset=fresh)
+        typer.echo(f"Wrote {formats.export_fresh(config, base, out, seed, dtype)}")
     elif weights is not None:
-        typer.echo(f"Wrote {formats.export_original(weights, out, kind)}")
+        typer.echo(f"Wrote {formats.export_original(weights, out, dtype)}")
 
 
 @app.command("import")
@@ -75,10 +56,10 @@ def import_(
     weights: Weights,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder or file to write.")],
     preset: Annotated[
-        Preset | None, typer.Option(help="Of a motion module that does not say itself which release it is.")
+        PresetName | None, typer.Option(help="Of a motion module that does not say itself which release it is.")
     ] = None,
     group_norm: Annotated[
-        GroupNorm | None,
+        GroupNormMode | None,
         typer.Option(help="Its temporal transformers' norm: pooled if it was trained with stock diffusers."),
     ] = None,
     max_frames: Annotated[
@@ -91,12 +72,7 @@ def import_(
     """
     from components.formats import import_original
 
-    given: dict[str, Any] = {
-        "preset": None if preset is None else preset.value,
-        "group_norm": None if group_norm is None else group_norm.value,
-        "max_frames": max_frames,
-    }
-    typer.echo(f"Wrote {import_original(weights, out, **given)}")
+    typer.echo(f"Wrote {import_original(weights, out, preset, group_norm, max_frames)}")
 
 
 @app.command()

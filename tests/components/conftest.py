@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,6 +13,11 @@ import torch
 from components.base_model import BaseModel, load_base, vae_sha256
 from components.batch import ClipBatch
 from infra.artifacts import Input
+
+if TYPE_CHECKING:
+    from tests.components.weight_bench import Bench
+
+pytest.register_assert_rewrite("tests.components.weight_bench", "tests.components.weight_readers")
 
 CAPTIONS = ["a red circle moving left", "a blue square", "a green triangle moving up", "a camera pans over a field"]
 CACHE_INPUT = Input("latent-cache", "drawn", "0" * 64)
@@ -116,6 +121,13 @@ def pipeline(base: BaseModel) -> Any:
 @pytest.fixture(scope="session")
 def clips(base: BaseModel) -> DrawnClips:
     return DrawnClips(vae_sha256(load_base(base).vae))
+
+
+@pytest.fixture(scope="session")
+def bench(base: BaseModel, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    from tests.components.weight_bench import Bench
+
+    return Bench(load_base(base), base_folder, tmp_path_factory.mktemp("damaged"))
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,14 @@ d is a motion module's width, L its number of positions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
-SD15, SDXL = (320, 640, 1280, 1280), (320, 640, 1280)
+SD15, SDXL, POCKET = (320, 640, 1280, 1280), (320, 640, 1280), (32, 64, 96)
+POCKET_NOTES = {"animateflow.heads": "4,8,8", "animateflow.norm_groups": "16", "animateflow.preset": "from-base"}
 
 
 def places(widths: tuple[int, ...], layers: int = 2, mid_block: bool = False) -> list[tuple[str, int]]:
@@ -88,3 +91,20 @@ def sinusoid(positions: int, width: int) -> Tensor:
         torch.arange(0, width, 2) * (-torch.log(torch.tensor(10000.0)) / width)
     )
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+
+def original(kind: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A file of the pocket's sizes in the original format."""
+    shapes = {
+        "motion-module": lambda: motion_module(POCKET, 32, layers=1),
+        "motion-lora": lambda: motion_lora(POCKET, 4, layers=1),
+        "domain-adapter": lambda: domain_adapter(POCKET, 128, 4, layers=1),
+    }[kind]()
+    return filled(shapes, dtype)
+
+
+def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Same names, dtypes and bits."""
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in expected.items()
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from components import lora
 from components.domain_adapter import load_domain_adapter
-from components.formats import import_original
+from components.formats import export_original, import_original
 from components.lora_stack import LoraStack
 from components.motion_files import load_motion_module
 from components.motion_lora import load_motion_lora
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.names import lora_to_diffusers
 from components.presets import BASES
 from infra.errors import UserError
 from tests.components import original_names as names
-from tests.components.test_formats import original
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 TEMPORAL = "up_blocks.1.motion_modules.1.transformer_blocks.0.attn1.to_out.0"
@@ -47,9 +48,45 @@ def motion_loras(folder: Path, count: int) -> list[lora.LoraWeights]:
     found = []
     for rank in range(1, count + 1):
         file = folder / f"{rank}.safetensors"
-        save_file(names.filled(names.motion_lora((32, 64, 96), rank, layers=1), seed=rank), file)
+        save_file(names.filled(names.motion_lora(names.POCKET, rank, layers=1), seed=rank), file)
         found.append(load_motion_lora(file))
     return found
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name,
+        lambda name: "module." + name,
+        lambda name: "unet." + name,
+        lambda name: name.replace(".processor.", "."),
+    ],
+)
+@pytest.mark.parametrize("kind", lora.LAYERS)
+def test_loras_are_read_under_any_name_they_go_by(kind: str, rename: Any, tmp_path: Path) -> None:
+    tensors = names.original(kind)
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    found = lora.load(tmp_path / "a.safetensors", kind)
+    save_file(tensors, tmp_path / "b.safetensors")
+    assert names.equal(found.state, lora.load(tmp_path / "b.safetensors", kind).state)
+    assert len(found.state) == len(tensors)
+
+
+def test_an_alpha_that_peft_noted_counts(tmp_path: Path) -> None:
+    """peft's own metadata: alpha 8 at rank 4 is twice the product."""
+    state = lora_to_diffusers(names.original("motion-lora"))
+    settings = json.dumps({"unet.r": 4, "unet.lora_alpha": 8, "unet.bias": "none", "unet.use_dora": False})
+    save_file(state, tmp_path / "a.safetensors", {"lora_adapter_metadata": settings})
+    save_file(state, tmp_path / "b.safetensors")
+    doubled, plain = (lora.load(tmp_path / f"{name}.safetensors", "motion-lora") for name in "ab")
+    layer = min(plain.layers)
+    assert torch.allclose(doubled.delta(layer), 2 * plain.delta(layer))
+    exported = export_original(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
+    assert torch.allclose(lora.load(exported, "motion-lora").delta(layer), 2 * plain.delta(layer))
+    settings = json.dumps({"unet.r": 4, "unet.lora_alpha": 8, "unet.use_rslora": True})
+    save_file(state, tmp_path / "a.safetensors", {"lora_adapter_metadata": settings})
+    with pytest.raises(UserError, match="trained with use_rslora"):
+        lora.load(tmp_path / "a.safetensors", "motion-lora")
 
 
 def test_what_is_trained_is_what_is_loaded(pipeline: Any, tmp_path: Path) -> None:
@@ -124,7 +161,7 @@ def test_diffusers_pipelines_load_them_as_w_plus_alpha_up_down(
     """An original file, imported, then by `load_lora_weights`; against weights summed by hand in another copy."""
     from diffusers import AnimateDiffPipeline
 
-    save_file(original(kind), tmp_path / "original.safetensors")
+    save_file(names.original(kind), tmp_path / "original.safetensors")
     file = import_original(tmp_path / "original.safetensors", tmp_path / "ours.safetensors")
     parts = {name: getattr(pipeline, name) for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
     theirs = AnimateDiffPipeline(**parts, unet=video, motion_adapter=None)

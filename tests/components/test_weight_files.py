@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.weight_files import read_header, read_weights, write_weights
+from components.weight_files import read_header, read_tensors, write_weights
 from components.weight_kinds import KINDS, kind_of
 from infra.errors import UserError
 
@@ -114,7 +114,16 @@ def test_a_pickle_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> N
 def test_a_safetensors_file_under_a_pickle_s_name_is_read_as_what_it_is(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "a.ckpt")
     assert read_header(tmp_path / "a.ckpt").shapes == {"a": (3,)}
-    assert torch.equal(read_weights(tmp_path / "a.ckpt")[1]["a"], torch.ones(3))
+    assert torch.equal(read_tensors(read_header(tmp_path / "a.ckpt"))["a"], torch.ones(3))
+
+
+def test_a_header_that_begins_as_pickles_do_is_a_header(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3)}
+    for length in range(100, 400):
+        save_file(tensors, tmp_path / "a.ckpt", {"x": "x" * length})
+        if (tmp_path / "a.ckpt").read_bytes()[0] == 0x80:
+            break
+    assert read_header(tmp_path / "a.ckpt").shapes == {"a": (3,)}
 
 
 def test_the_header_of_a_huge_file_is_read_at_once(tmp_path: Path) -> None:
