@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from components.presets import PRESETS, GroupNormMode, Network, PresetName, UNetShape, check_base
 from components.quiet import quiet
-from components.temporal import ChunkedAttention, PerFrameGroupNorm, PooledGroupNorm, TemporalConvolution, Window
+from components.temporal import PerFrameGroupNorm, PooledGroupNorm, TemporalAttention, TemporalConvolution, Window
 from infra.config import Config
 from infra.errors import UserError
 
@@ -146,8 +146,8 @@ def insert(
     for module in temporal_modules(unet).values():
         _set_norm(module, "norm", PerFrameGroupNorm if group_norm == "per_frame" else nn.GroupNorm)
         for block in getattr(module, "transformer_blocks", ()):
-            block.attn1.set_processor(ChunkedAttention())
-            block.attn2.set_processor(ChunkedAttention())
+            block.attn1.set_processor(TemporalAttention())
+            block.attn2.set_processor(TemporalAttention())
     if image_group_norm == "pooled":
         _pool_image_norms(unet)
     return cast("UNetMotionModel", unet)

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def load_for(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
-    """The base model, on the CPU, after checking that the cache's latents are those of its VAE."""
+    """The base model, on the CPU, after checking that the cache's latents are those of its VAE.
+
+    Raises:
+        UserError: another VAE's, or a size that the UNet cannot halve as often as it does.
+    """
     pipeline = load_base(base)
     own = vae_sha256(pipeline.vae)
     if own != cache.vae_sha256:
@@ -34,6 +38,15 @@ def load_for(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
             f"The cache was encoded by the VAE {cache.vae_sha256[:12]} and {base.path} has the VAE {own[:12]}.",
             "Latents of one VAE are noise to a model that was trained on another's.",
             "Build the cache again with this base model's VAE, or train on the base model it was built for.",
+        )
+    height, width = cache.latent_size
+    halvings, factor = len(pipeline.unet.config.block_out_channels) - 1, pipeline.vae_scale_factor
+    if height % 2**halvings or width % 2**halvings:
+        raise UserError(
+            f"The cache holds clips of {width * factor}x{height * factor} pixels.",
+            f"The base model halves its latents {halvings} times, so both sides must be multiples of "
+            f"{factor * 2**halvings}.",
+            "Build the cache again with another --set cache.size.",
         )
     return pipeline
 

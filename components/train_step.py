@@ -22,6 +22,7 @@ from components.checkpointing import Checkpointing, checkpoint_activations
 from components.estimate import GIB, Kind, Memory, Shape, least_that_fits, memory, on_meta, step_flops
 from components.noise import Prediction, alpha_bars
 from components.objective import Predict, draw, prediction_errors, weighted_mean
+from components.text_states import check_embeddings
 from components.train_config import TrainConfig, learning_rate_at
 from infra.errors import UserError
 from infra.logs import get_logger
@@ -80,6 +81,7 @@ class Stepper:
         self.parameters = list(task.trainable.values())
         self.optimizer = _optimizer(config, self.parameters)
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema_decay is not None else None
+        self._embeddings_checked = False
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._wrapped: Any = task.unet
         if place.ranks > 1:
@@ -117,12 +119,27 @@ class Stepper:
         """Squared errors (B,) of the model as it is; `captions` stand in for the batch's own."""
         device = self.place.device
         z_0 = batch.latents_BCFhw.to(device, torch.float32, non_blocking=True) * self.task.latent_scale
-        text = self.task.text(batch.captions if captions is None else captions)
+        text = self._text(batch, batch.captions if captions is None else captions)
         with self.precision():
             return prediction_errors(
                 self.predict, z_0, text, eps_BCFhw.to(device, non_blocking=True), t_B, self.alpha_bar,
                 self.task.prediction,
             )  # fmt: skip
+
+    def _text(self, batch: ClipBatch, captions: Sequence[str]) -> Tensor:
+        """States of `captions` (B, L, D): the batch's own where it has them and the caption was not dropped."""
+        cached = batch.caption_embeddings_BLD
+        if cached is None:
+            return self.task.text(captions)
+        if not self._embeddings_checked:
+            check_embeddings(batch.captions[0], cached[0], self.task.text(batch.captions[:1])[0])
+            self._embeddings_checked = True
+        states = cached.to(self.place.device, torch.float32, non_blocking=True)
+        dropped = [i for i, (now, own) in enumerate(zip(captions, batch.captions, strict=True)) if now != own]
+        if dropped:
+            states = states.clone()
+            states[dropped] = self.task.text([captions[i] for i in dropped])
+        return states
 
     def precision(self) -> torch.autocast:
         """Of what the model computes."""
@@ -203,6 +220,8 @@ def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bo
         from components.motion_module import temporal_modules
 
         blocks = [part for part in task.unet.modules() if isinstance(part, (ResnetBlock2D, Transformer2DModel))]
+        # Blocks of a class share their code: each shape of them is a compilation of it.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for block in (*blocks, *temporal_modules(task.unet).values()):
             block.compile(dynamic=False)
 

@@ -93,15 +93,22 @@ def markdown(artifact: Artifact, picture: str | None) -> str:
     """Headline, figures, path and, if small enough, the picture itself."""
     lines = [f"# {artifact.kind} `{artifact.name}`", "", f"`{artifact.folder.resolve()}`", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in {**artifact.counts, **artifact.metrics}.items()]
-    path = artifact.folder / picture if picture else None
-    if path is not None and path.is_file() and path.stat().st_size <= PICTURE_BYTES_MAX:
-        kind = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}[path.suffix]
-        lines += ["", f"![{path.name}](data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()})"]
+    if picture and (artifact.folder / picture).is_file():
+        lines += ["", inline(artifact.folder / picture)]
     return "\n".join(lines)
 
 
+def inline(picture: Path) -> str:
+    """Markdown that holds the picture, or says where it is if it is large."""
+    if picture.stat().st_size > PICTURE_BYTES_MAX:
+        return f"`{picture.resolve()}`"
+    kind = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}[picture.suffix]
+    return f"![{picture.name}](data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()})"
+
+
 class TrainingProgress:
-    """An `on_step` for the trainer that keeps a Prefect progress artifact up to date."""
+    """An `on_step` for the trainer that keeps a Prefect progress artifact up to date, and shows the loss curves and
+    samples as they are made."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -109,8 +116,17 @@ class TrainingProgress:
             UUID, create_progress_artifact(0.0, key=f"{stage}-progress", description=f"Training: {stage}")
         )
         self.told = 0.0
+        self.held_out: float | None = None
 
     def __call__(self, report: StepReport) -> None:
+        self.held_out = self.held_out if report.held_out_loss is None else report.held_out_loss
+        for picture in map(Path, report.pictures):
+            what = "samples" if picture.parent.name == "samples" else picture.stem
+            create_markdown_artifact(
+                key=f"{self.stage}-{what}",
+                markdown=f"# {self.stage}, step {report.step:,}: {what}\n\n{inline(picture)}",
+                description=f"{what} at step {report.step:,} of {report.steps:,}",
+            )
         if time.monotonic() - self.told < PROGRESS_EVERY_SECONDS and report.step < report.steps:
             return
         self.told = time.monotonic()
@@ -118,7 +134,8 @@ class TrainingProgress:
             self.artifact_id,
             progress=100.0 * report.step / report.steps,
             description=f"{self.stage}: step {report.step} of {report.steps}, loss {report.loss:.4f}, "
-            f"{report.samples_per_second:.1f} samples/s",
+            + ("" if self.held_out is None else f"held-out loss {self.held_out:.4f}, ")
+            + f"{report.samples_per_second:.1f} samples/s",
         )
 
     def done(self) -> None:

@@ -6,6 +6,7 @@ so a folder with a record is complete and one without is not an artifact.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -176,11 +177,25 @@ def draft(
         work = Draft(partial, resumed, inputs=dict(inputs))
         try:
             yield work
-        except UserError:
-            if not worth_keeping():
+            _seal(work, folder, kind, config, started)
+        except Exception as error:
+            full = _is_of_a_full_disk(error)
+            if (full or isinstance(error, UserError)) and not worth_keeping():
                 shutil.rmtree(partial, ignore_errors=True)
-            raise
-        _seal(work, folder, kind, config, started)
+            if not full:
+                raise
+            raise UserError(
+                f"There is no room left on the disk of {folder}.",
+                "What a stopped run goes on from is kept." if worth_keeping() else "Nothing of this run is left on it.",
+                "Make room, and run the same command again; or name an --out on another disk.",
+            ) from None
+
+
+def _is_of_a_full_disk(error: Exception) -> bool:
+    """Of Python's, or of a library in another language that tells it in words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error)
 
 
 def _check_goes_on(folder: Path, partial: Path, now: dict[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""2N steps equal N, SIGKILL and the rest, bit for bit: weights, optimizer, average, curves, and the batches drawn."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from components.checkpoints import MANIFEST, STATE
+from tests.components.conftest import DrawnClips
+from tests.components.killing import STEPS, TRAIN, WEIGHTS, Given, batches_of, kept, run
+
+FILES_OF_A_CHECKPOINT = 5  # weights, optimizer, ema, state, manifest
+Batches = dict[int, list[object]]
+
+
+@pytest.fixture(scope="module", params=list(WEIGHTS))
+def whole(
+    request: pytest.FixtureRequest,
+    base_folder: Path,
+    clips: DrawnClips,
+    trained: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Given:
+    """A training that nothing happens to."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    given = Given(request.param, base_folder, clips.vae_sha256, trained["motion-module"], out)
+    assert run(given) == 0
+    return given
+
+
+def batches(out: Path) -> tuple[Batches, int]:
+    """By number, and how many were drawn; a batch that is drawn twice is the same."""
+    found: Batches = {}
+    lines = batches_of(out).read_text().splitlines()
+    for line in lines:
+        number, *batch = json.loads(line)
+        assert found.setdefault(number, batch) == batch
+    return found, len(lines)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def same(given: Given, whole: Given) -> None:
+    assert (given.out / WEIGHTS[given.stage]).read_bytes() == (whole.out / WEIGHTS[given.stage]).read_bytes()
+    found, expected = files(kept(given.out)), files(kept(whole.out))
+    assert set(found) == {"weights.safetensors", "optimizer.safetensors", "ema.safetensors", STATE, MANIFEST}
+    assert [name for name in expected if found.get(name) != expected[name]] == []
+    assert batches(given.out)[0] == batches(whole.out)[0]
+    assert not (given.out / "checkpoints").exists()
+
+
+def killed(whole: Given, out: Path, after_seconds: float | None = None, at_write: int | None = None) -> int:
+    """How often a training that is killed, and started again as often, was killed."""
+    kills = 0
+    while run(Given(whole.stage, whole.base, whole.vae_sha256, whole.motion_module, out, after_seconds, at_write)):
+        kills += 1
+        assert not out.exists()
+        if at_write is not None:
+            at_write = None
+        elif after_seconds is not None:
+            after_seconds *= 1.5  # at last it is through
+    same(Given(whole.stage, whole.base, whole.vae_sha256, whole.motion_module, out), whole)
+    return kills
+
+
+def test_killed_at_some_time(whole: Given, tmp_path: Path) -> None:
+    assert killed(whole, tmp_path / "out", after_seconds=0.15) > 0
+    drawn = batches(tmp_path / "out")[1]
+    assert drawn > batches(whole.out)[1]
+    assert drawn < 2 * STEPS * TRAIN.gradient_accumulation + 4  # it went on, and did not begin anew
+
+
+def test_killed_while_it_writes_a_checkpoint(whole: Given, tmp_path: Path) -> None:
+    every = range(1, FILES_OF_A_CHECKPOINT + 1)
+    for file in every if whole.stage == "motion-module" else (2, FILES_OF_A_CHECKPOINT):
+        out = tmp_path / str(file)
+        assert killed(whole, out, at_write=2 * FILES_OF_A_CHECKPOINT + file) == 1
+        assert 2 * STEPS + 2 <= batches(out)[1] <= 2 * STEPS + 10
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_times(whole: Given, tmp_path: Path) -> None:
+    chance, kills = random.Random(whole.stage), 0
+    for number in range(20):
+        out = tmp_path / str(number)
+        kills += killed(whole, out, after_seconds=chance.uniform(0.0, 1.0))
+        writes = chance.randrange(1, (STEPS - 1) * FILES_OF_A_CHECKPOINT + 1)
+        kills += killed(whole, tmp_path / f"{number}-writing", at_write=writes)
+    print(f"{whole.stage}: killed {kills} times")
+    assert kills >= 30
