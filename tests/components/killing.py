@@ -1,6 +1,6 @@
 """Trainings in processes of their own, which kill themselves with SIGKILL: at any time, or while they write.
 
-A forked server has torch and the stages imported already, so that a training takes seconds.
+A forked server has imported all that a training needs, so that one takes a second or two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg  # noqa: F401
+import peft  # noqa: F401
 import torch
+import torch.utils.flop_counter
+import torch.utils.tensorboard
+from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline, UNetMotionModel  # noqa: F401
+from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 from components import checkpoints, stages
 from components.base_model import BaseModel

@@ -107,10 +107,14 @@ def test_a_training_started_by_prefect_s_own_command_completes(prefect: Running,
     found = shown(prefect, run)
     assert set(found) == {
         "motion-module-progress",
+        "motion-module-loss",
+        "motion-module-samples",
         "motion-module-record",
         "motion-module-folder",
         "motion-module-result",
     }
+    assert "data:image/gif;base64," in found["motion-module-samples"]["data"]
+    assert "held-out loss" in found["motion-module-progress"]["description"]
     assert found["motion-module-progress"]["data"] == 100.0
     assert "data:image/png;base64," in found["motion-module-result"]["data"]
 
@@ -126,6 +130,59 @@ def test_a_training_started_by_prefect_s_own_command_completes(prefect: Running,
 
     adapter = MotionAdapter.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in adapter.parameters()) > 100_000
+
+
+def test_a_training_whose_process_is_killed_goes_on_when_it_is_run_again(prefect: Running, place: Path):
+    """Killed by SIGKILL once a checkpoint is whole; the same deployment run again ends the training."""
+    runs, out = place / "runs", place / "killed/motion-lora/zoom-in"
+    overrides = [
+        *SHORT,
+        "motion_lora.train.steps=40",
+        "motion_lora.train.checkpoint_every_steps=4",
+        "motion_lora.train.sample_every_steps=20",
+    ]
+    parameters = {
+        "overrides": overrides,
+        "root": str(place / "killed"),
+        "cache": str(runs / "latent-cache/footage"),
+        "motion_module": str(runs / "motion-module/motion"),
+        "domain_adapter": str(runs / "domain-adapter/adapter"),
+    }
+    command = [*(sys.executable, "-m", "prefect", "deployment", "run", "train-motion-lora/pocket"), "--params"]
+    command.append(json.dumps(parameters))
+    environment = {**prefect.environment, "PREFECT_API_URL": prefect.api}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    saved = out.with_name(f".{out.name}.partial") / "checkpoints"
+    until = time.monotonic() + 120
+    while not list(saved.glob("step-*/manifest.json")):
+        assert time.monotonic() < until, (place / "state/logs/worker.log").read_text()[-3000:]
+        time.sleep(0.05)
+    engines = [
+        child
+        for child in psutil.Process(prefect.worker.pid).children(recursive=True)
+        if any("train_motion_lora" in part or "prefect" in part for part in child.cmdline())
+    ]
+    assert engines
+    for engine in engines:
+        engine.kill()
+    killed = flow_run(prefect, "train-motion-lora")
+    step = max(int(path.parent.name.split("-")[1]) for path in saved.glob("step-*/manifest.json"))
+    assert 0 < step < 40
+    assert not out.exists()
+
+    again = subprocess.run([*command, "--watch"], env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    run = flow_run(prefect, "train-motion-lora")
+    assert run["id"] != killed["id"]
+    assert run["state_type"] == "COMPLETED"
+    logs = ask(prefect, "logs", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
+    assert any(f"goes on from step {step} of 40" in log["message"] for log in logs)
+    assert artifacts.load(out, "motion-lora").counts["steps"] == 40
+    found = shown(prefect, run)
+    assert found["motion-lora-progress"]["data"] == 100.0
+    assert {"motion-lora-loss", "motion-lora-samples", "motion-lora-result"} <= set(found)
+    state = ask(prefect, "flow_runs", flow_runs={"id": {"any_": [killed["id"]]}})[0]["state_type"]
+    assert state in ("CRASHED", "FAILED"), state
 
 
 def test_the_pipeline_runs_every_flow_and_redoes_nothing(prefect: Running, place: Path):
