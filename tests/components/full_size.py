@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from components import stage_models, stages
-from components.checkpointing import Checkpointing, checkpoint_activations
+from components.checkpointing import Checkpointing
 from components.domain_adapter import add_domain_adapter
 from components.motion_lora import add_motion_lora
 from components.motion_module import (
@@ -47,7 +47,7 @@ from tests.components.conftest import DrawnClips
 SD15_PARAMETERS = 859_520_964
 FRAMES = 16
 TEXT_LENGTH, TEXT_WIDTH = 77, 768
-LATENT_SCALE = 0.18215
+LATENT_SCALE, LATENTS = 0.18215, (8, 8)
 GIB = 1 << 30
 
 
@@ -83,33 +83,30 @@ def image_unet() -> Any:
     return unet
 
 
-def video_unet(config: TrainConfig) -> Any:
+def video_unet() -> Any:
     """The same with a fresh v3 motion module (4.8 GiB); the image model and the adapter are let go of."""
     unet2d, module = image_unet(), MotionModuleConfig(preset="v3")
-    unet = insert(unet2d, fresh_motion_adapter(module, unet2d), module.group_norm, module.image_norm)
-    checkpoint_activations(unet, config.activation_checkpointing)
-    return unet
+    return insert(unet2d, fresh_motion_adapter(module, unet2d), module.group_norm, module.image_norm)
 
 
 def domain_adapter(config: TrainConfig) -> Task:
     unet = image_unet()
     trainable = add_domain_adapter(unet, stages.DomainAdapterTraining().rank, config.seed)
-    checkpoint_activations(unet, config.activation_checkpointing)
-    return Task("domain adapter", unet, image_predictor, trainable, drawn_text, LATENT_SCALE, frames=1)
+    return Task("domain adapter", unet, image_predictor, trainable, drawn_text, LATENT_SCALE, 1, LATENTS)
 
 
 def motion_module(config: TrainConfig) -> Task:
-    unet = video_unet(config)
+    unet = video_unet()
     trainable = stage_models.motion_parameters(unet)  # freezes the rest: the thing to be proved, so no copy of it
-    return Task("motion module", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames)
+    return Task("motion module", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames, LATENTS)
 
 
 def motion_lora(config: TrainConfig) -> Task:
-    unet = video_unet(config)
+    unet = video_unet()
     for module in temporal_modules(unet).values():  # as after training; behind a zero proj_out no LoRA has a gradient
         nn.init.normal_(module.proj_out.weight, std=0.02)
     trainable = add_motion_lora(unet, stages.MotionLoraTraining().rank, config.seed)
-    return Task("MotionLoRA", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames)
+    return Task("MotionLoRA", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames, LATENTS)
 
 
 def drawn_text(captions: list[str]) -> Tensor:
