@@ -20,14 +20,17 @@ MODES: tuple[Checkpointing, ...] = get_args(Checkpointing)
 
 
 def checkpoint_activations(unet: nn.Module, mode: Checkpointing) -> None:
-    """Makes the resnets, or all layers that hold much (resnets, spatial transformers, temporal transformers), of a
-    `UNet2DConditionModel` or `UNetMotionModel` recompute themselves. None of them draws random numbers."""
+    """Makes the layers of `recomputed_parts` recompute themselves. None of them draws random numbers."""
+    for part in recomputed_parts(unet, mode):
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def recomputed_parts(unet: nn.Module, mode: Checkpointing) -> list[Any]:
+    """The resnets, or all layers that hold much (resnets, spatial transformers, temporal transformers), of a
+    `UNet2DConditionModel` or `UNetMotionModel`."""
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     kinds = {"none": (), "resnets": (ResnetBlock2D,), "full": (ResnetBlock2D, Transformer2DModel)}[mode]
     parts: list[Any] = [part for part in unet.modules() if isinstance(part, kinds)]
-    if mode == "full":
-        parts += temporal_modules(unet).values()
-    for part in parts:
-        part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
+    return [*parts, *temporal_modules(unet).values()] if mode == "full" else parts

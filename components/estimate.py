@@ -8,6 +8,7 @@ CUDA context come on top.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.checkpointing import MODES, Checkpointing, checkpoint_activations
+from components.checkpointing import MODES, Checkpointing, checkpoint_activations, recomputed_parts
 from components.objective import Predict, image_predictor, video_predictor
 
 GIB = 1 << 30
@@ -93,34 +94,81 @@ def on_meta(model: M) -> M:
     return copy.deepcopy(model, memo)
 
 
-def saved_activation_bytes(
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of a step's activations: what is kept until the backward pass comes to it, and on top of that the most that
+    any layer holds while it is computed again."""
+
+    kept: int
+    recomputed: int
+
+
+def activations(
     unet: nn.Module,
     shape: Shape,
-    mode: Checkpointing,
     kind: Kind = "cuda bf16",
     predict: Callable[[nn.Module], Predict] | None = None,
-) -> int:
-    """Bytes that autograd keeps of one forward pass of a model on the meta device, whose parameters that learn are
-    marked by `requires_grad`. The model is used up: its parameters become fake ones, its layers recompute."""
+) -> dict[Checkpointing, Activations]:
+    """Of each way of recomputing, from one forward pass of a model on the meta device, whose parameters that learn are
+    marked by `requires_grad`. The model is used up: its parameters become fake ones."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         _to_fake(unet, torch.bfloat16 if kind == "cuda bf16" else torch.float32)
-        checkpoint_activations(unet, mode)
         unet.train()
-        parameters = {each.untyped_storage()._cdata for each in (*unet.parameters(), *unet.buffers())}
-        kept: dict[int, Tensor] = {}
+        watched = _Watched(unet)
+        inputs = _inputs(shape, "cuda")
+        with _as_on_cuda(kind.endswith("bf16")), watched.saving():
+            (predict or _predictor)(unet)(*inputs)
+        return {mode: watched.activations(set(recomputed_parts(unet, mode))) for mode in MODES}
 
+
+class _Watched:
+    """What autograd keeps, by the layer that it is kept in."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._parameters = {each.untyped_storage()._cdata for each in (*unet.parameters(), *unet.buffers())}
+        self._held: list[Tensor] = []  # so that no other storage takes the place of one
+        self._bytes: dict[int, int] = {}
+        self._in: dict[int, set[nn.Module | None]] = defaultdict(set)
+        self._inputs: dict[nn.Module, set[int]] = defaultdict(set)
+        self._now: nn.Module | None = None
+        for part in recomputed_parts(unet, "full"):
+            part.register_forward_pre_hook(self._enter, with_kwargs=True)
+            part.register_forward_hook(self._leave)
+
+    def saving(self) -> torch.autograd.graph.saved_tensors_hooks:
         def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()._cdata
-            if storage not in parameters:
-                kept[storage] = tensor  # held, so that no other storage takes its place
+            self._in[self._note(tensor)].add(self._now)
             return tensor
 
-        inputs = _inputs(shape, "cuda")
-        with _as_on_cuda(kind.endswith("bf16")), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            (predict or _predictor)(unet)(*inputs)
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+
+    def activations(self, recomputed: set[nn.Module]) -> Activations:
+        """With these layers recomputed, which keep their inputs alone."""
+        kept = {storage for storage, layers in self._in.items() if layers - recomputed}
+        kept |= {storage for part in recomputed for storage in self._inputs[part]}
+        working: dict[nn.Module | None, int] = defaultdict(int)
+        for storage, layers in self._in.items():
+            if storage not in kept:
+                for layer in layers:
+                    working[layer] += self._bytes.get(storage, 0)
+        return Activations(sum(self._bytes.get(each, 0) for each in kept), max(working.values(), default=0))
+
+    def _note(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._parameters and storage._cdata not in self._bytes:
+            self._held.append(tensor)
+            self._bytes[storage._cdata] = storage.nbytes()
+        return int(storage._cdata)
+
+    def _enter(self, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._now = part
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        self._inputs[part] = {self._note(each) for each in given}
+
+    def _leave(self, *_: Any) -> None:
+        self._now = None
 
 
 def step_flops(
@@ -154,14 +202,13 @@ class Memory:
 def memory(
     unet: nn.Module,
     shape: Shape,
-    mode: Checkpointing,
     ema: bool,
     moment_bytes: int = 4,
     kind: Kind = "cuda bf16",
     predict: Callable[[nn.Module], Predict] | None = None,
-) -> Memory:
-    """Memory of a training step by part; the model is on the meta device, and used up. On the CPU the process as it is
-    now, which holds the model, stands for weights and all else."""
+) -> dict[Checkpointing, Memory]:
+    """Memory of a training step by part, for each way of recomputing; the model is on the meta device, and used up. On
+    the CPU the process as it is now, which holds the model, stands for weights and all else."""
     learns = sum(each.numel() for each in unet.parameters() if each.requires_grad)
     frozen = sum(each.numel() for each in unet.parameters() if not each.requires_grad)
     parts = {}
@@ -175,23 +222,24 @@ def memory(
         "gradients, fp32": 4 * learns,
         "AdamW's moments": 2 * moment_bytes * learns,
         "averaged weights, fp32": 4 * learns if ema else 0,
-        "activations": saved_activation_bytes(unet, shape, mode, kind, predict),
     }
     if kind.startswith("cuda"):
         parts["CUDA context and slack"] = int(CUDA_CONTEXT)
     else:
         parts["process with its model"] = int(psutil.Process().memory_info().rss)
-    return Memory(parts)
+    return {
+        mode: Memory(parts | {"activations": found.kept, "a layer's, computed again": found.recomputed})
+        for mode, found in activations(unet, shape, kind, predict).items()
+    }
 
 
-def least_that_fits(room: float, needed: Callable[[Checkpointing], Memory]) -> tuple[Checkpointing | None, Memory]:
+def least_that_fits(room: float, needed: Mapping[Checkpointing, Memory]) -> tuple[Checkpointing | None, Memory]:
     """The mode that recomputes least of those that need no more than `room` bytes; None, and what `full` needs, where
     none does."""
     for mode in MODES:
-        found = needed(mode)
-        if found.total <= room:
-            return mode, found
-    return None, found
+        if needed[mode].total <= room:
+            return mode, needed[mode]
+    return None, needed["full"]
 
 
 def _predictor(unet: nn.Module) -> Predict:

@@ -122,8 +122,7 @@ def plan(
     parts = train.gradient_accumulation
     moments = 1 if train.optimizer == "adamw-8bit" else 4
     room = GPUS[gpu].memory_gib * GIB
-    averages = train.ema_decay is not None
-    mode, needed = least_that_fits(room, lambda mode: memory(build(), shape, mode, averages, moments))
+    mode, needed = least_that_fits(room, memory(build(), shape, train.ema_decay is not None, moments))
     flops = step_flops(model, shape) * parts
     run = flops if mode == "none" else step_flops(build(), shape, mode or "full") * parts
     samples = train.steps * train.batch_size * parts

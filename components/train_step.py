@@ -155,11 +155,9 @@ class Stepper:
         shape = self.shape(config.batch_size // self.place.ranks)
         averages, moments = config.ema_decay is not None, 1 if config.optimizer == "adamw-8bit" else 4
 
-        def needed(mode: Checkpointing) -> Memory:
-            return memory(on_meta(task.unet), shape, mode, averages, moments, self.kind, task.predictor)
-
+        needed = memory(on_meta(task.unet), shape, averages, moments, self.kind, task.predictor)
         if config.activation_checkpointing != "auto":
-            return config.activation_checkpointing, needed(config.activation_checkpointing)
+            return config.activation_checkpointing, needed[config.activation_checkpointing]
         room = _room(self.place.device)
         mode, found = least_that_fits(room, needed)
         if mode is None:

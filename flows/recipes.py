@@ -200,7 +200,7 @@ def pocket_full() -> Recipe:
 def sd15() -> Recipe:
     """Stable Diffusion 1.5 at 256 pixels, as the paper and the released v3 modules, on your own videos."""
     base = BaseModel(path=Path(HUB_REFERENCE))
-    train = TrainConfig(batch_size=4, learning_rate=1e-4, activation_checkpointing="full")
+    train = TrainConfig(batch_size=4, learning_rate=1e-4, activation_checkpointing="auto")
     cache = CacheConfig(size=256, fps=8.0, frames_min=16, frames_max=64)
     animation = AnimationConfig(prompt="a fox running through snow", height=512, width=512)
     return Recipe(

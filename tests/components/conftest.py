@@ -28,7 +28,10 @@ class DrawnClips:
     """A `BatchSource` whose n-th batch is a function of (seed, n)."""
 
     vae_sha256: str
-    latent_size: tuple[int, int] = (8, 8)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        return 8, 8
 
     def batches(
         self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1

@@ -128,11 +128,8 @@ def test_auto_recomputes_as_little_as_fits(
 
 
 def test_the_least_that_fits() -> None:
-    needs: dict[str, int] = {"none": 10, "resnets": 6, "full": 1}
-
-    def needed(mode: str) -> Memory:
-        return Memory({"activations": needs[mode]})
-
+    needs: dict[Any, int] = {"none": 10, "resnets": 6, "full": 1}
+    needed = {mode: Memory({"activations": size}) for mode, size in needs.items()}
     for room, expected in ((10, "none"), (9, "resnets"), (5, "full"), (0.5, None)):
         mode, found = least_that_fits(room, needed)
         assert (mode, found.total) == (expected, needs[expected or "full"])
