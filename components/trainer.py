@@ -159,7 +159,8 @@ class _Run:
         trained = max(1e-9, elapsed - self.paused)
         rate = (step - first) * config.batch_size * config.gradient_accumulation / trained
         logs = step % config.log_every_steps == 0 or last
-        loss, mfu = state.window[-1] if state.window else math.nan, self.meter.mfu(rate) if logs else None
+        loss = state.window[-1] if state.window else math.nan
+        mfu = self.meter.mfu(rate) if logs and self.first_rank else None
         if logs and state.window:
             state.losses.append((step, state.smooth_loss()))
             state.window.clear()

@@ -43,6 +43,12 @@ Motion = Annotated[
         description="The one to adapt; empty: the recipe's own under the root folder, trained if missing.",
     ),
 ]
+Workers = Annotated[
+    int,
+    Field(
+        ge=1, description="Processes that share every batch, a GPU each where there are any; same recipe, same result."
+    ),
+]
 Source = Annotated[
     str | None,
     Field(

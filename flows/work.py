@@ -56,24 +56,29 @@ class Work:
 
         return self._once(f"latent-cache/{self.recipe.shots.shot_type}", make, source, videos, prune, download)
 
-    def domain_adapter(self, cache: Path | None = None, on_step: OnStep | None = None) -> Artifact:
+    def domain_adapter(self, cache: Path | None = None, on_step: OnStep | None = None, workers: int = 1) -> Artifact:
         """Latents → domain adapter."""
         cache = cache or self.latent_cache().folder
 
         def make(out: Path) -> Artifact:
-            return steps.domain_adapter(self.recipe.domain_adapter, self.recipe.base, cache, out, on_step)
+            return steps.domain_adapter(self.recipe.domain_adapter, self.recipe.base, cache, out, on_step, workers)
 
         return self._once("domain-adapter/adapter", make, cache)
 
     def motion_module(
-        self, cache: Path | None = None, domain_adapter: Path | None = None, on_step: OnStep | None = None
+        self,
+        cache: Path | None = None,
+        domain_adapter: Path | None = None,
+        on_step: OnStep | None = None,
+        workers: int = 1,
     ) -> Artifact:
         """Latents → motion module."""
         cache = cache or self.latent_cache().folder
         adapter = domain_adapter or self.domain_adapter(cache).folder
 
         def make(out: Path) -> Artifact:
-            return steps.motion_module(self.recipe.motion_module, self.recipe.base, cache, adapter, out, on_step)
+            recipe = self.recipe
+            return steps.motion_module(recipe.motion_module, recipe.base, cache, adapter, out, on_step, workers)
 
         return self._once("motion-module/motion", make, cache, adapter)
 
@@ -83,6 +88,7 @@ class Work:
         motion_module: Path | None = None,
         domain_adapter: Path | None = None,
         on_step: OnStep | None = None,
+        workers: int = 1,
     ) -> Artifact:
         """Latents of one shot type → MotionLoRA. `cache` is the reference clips' cache."""
         cache = cache or self.shot_cache().folder
@@ -90,7 +96,8 @@ class Work:
         motion = motion_module or self.motion_module(domain_adapter=adapter).folder
 
         def make(out: Path) -> Artifact:
-            return steps.motion_lora(self.recipe.motion_lora, self.recipe.base, cache, motion, adapter, out, on_step)
+            recipe = self.recipe
+            return steps.motion_lora(recipe.motion_lora, recipe.base, cache, motion, adapter, out, on_step, workers)
 
         return self._once(f"motion-lora/{self.recipe.shots.shot_type}", make, cache, motion, adapter)
 

@@ -6,8 +6,6 @@ so a folder with a record is complete and one without is not an artifact.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
@@ -24,10 +22,11 @@ from infra.config import Config
 from infra.errors import UserError
 from infra.hashing import sha256_json, sha256_path
 from infra.logs import get_logger
+from infra.sealing import DRAFT, before_of, finish_replacing, is_of_a_full_disk, locked, partial_of, share
+from infra.sealing import RECORD as RECORD
+from infra.sealing import write_json as write_json
 
 SCHEMA_VERSION = 1
-RECORD = "record.json"
-DRAFT = "draft.json"
 PACKAGES = (
     "animateflow", "torch", "diffusers", "transformers", "peft", "prefect", "ray",
     "decord", "pyarrow", "open-clip-torch", "great-expectations",
@@ -125,8 +124,8 @@ def find(folder: Path, kind: str, config: Config, inputs: Mapping[str, Input]) -
     Raises:
         UserError: the folder holds something else; the message names every field that differs.
     """
-    if (_partial(folder) / RECORD).is_file():  # of a run that died between its record and its place
-        with _locked(folder):
+    if (partial_of(folder) / RECORD).is_file():  # of a run that died between its record and its place
+        with locked(folder):
             pass
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -162,24 +161,24 @@ def draft(
         "scratch": scratch,
     }
     started = time.monotonic()
-    with _locked(folder) as partial:
+    with locked(folder) as partial:
 
         def worth_keeping() -> bool:
             return scratch is not None and any(path.is_file() for path in (partial / scratch).rglob("*"))
 
-        resumed = worth_keeping()
-        if resumed:
-            _check_goes_on(folder, partial, now)
-        else:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-        write_json(partial / DRAFT, now)
-        work = Draft(partial, resumed, inputs=dict(inputs))
         try:
+            resumed = worth_keeping()
+            if resumed:
+                _check_goes_on(folder, partial, now)
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+            write_json(partial / DRAFT, now)
+            work = Draft(partial, resumed, inputs=dict(inputs))
             yield work
             _seal(work, folder, kind, config, started)
         except Exception as error:
-            full = _is_of_a_full_disk(error)
+            full = is_of_a_full_disk(error)
             if (full or isinstance(error, UserError)) and not worth_keeping():
                 shutil.rmtree(partial, ignore_errors=True)
             if not full:
@@ -189,13 +188,6 @@ def draft(
                 "What a stopped run goes on from is kept." if worth_keeping() else "Nothing of this run is left on it.",
                 "Make room, and run the same command again; or name an --out on another disk.",
             ) from None
-
-
-def _is_of_a_full_disk(error: Exception) -> bool:
-    """Of Python's, or of a library in another language that tells it in words."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"os error {errno.ENOSPC}" in str(error)
 
 
 def _check_goes_on(folder: Path, partial: Path, now: dict[str, Any]) -> None:
@@ -229,38 +221,13 @@ def revision(folder: Path, kind: str, config: Config) -> Iterator[Draft]:
     """
     folder = folder.absolute()
     started = time.monotonic()
-    with _locked(folder) as partial:
+    with locked(folder) as partial:
         resumed = partial.is_dir()
         partial.mkdir(exist_ok=True)
         (partial / RECORD).unlink(missing_ok=True)  # of a run that was stopped before it took its place
         work = Draft(partial, resumed)
         yield work
         _seal(work, folder, kind, config, started)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    """Holds the lock of an artifact's place, and gives the folder of its draft."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}.", "", "Name an --out folder that you may write to."
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another run is writing {folder} now.", "", "Wait for it to end, or name another --out."
-            ) from None
-        try:
-            partial = _partial(folder)
-            _finish_replacing(folder, partial)
-            yield partial
-        finally:
-            (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
 
 
 def _seal(work: Draft, folder: Path, kind: str, config: Config, started: float) -> None:
@@ -279,54 +246,10 @@ def _seal(work: Draft, folder: Path, kind: str, config: Config, started: float) 
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(work.folder / RECORD, record)
-    _share(work.folder)
+    share(work.folder)
     if folder.is_dir():
-        os.replace(folder, _before(folder))
-    _finish_replacing(folder, work.folder)
-
-
-def _finish_replacing(folder: Path, partial: Path) -> None:
-    """From a written record on: what only served to go on is removed, and the draft takes its place. With no version
-    put aside, only a sealed draft without an artifact is moved."""
-    before = _before(folder)
-    if (partial / RECORD).is_file() and (partial / DRAFT).is_file():
-        asked = json.loads((partial / DRAFT).read_text(encoding="utf-8"))
-        if asked["scratch"] is not None:
-            shutil.rmtree(partial / asked["scratch"], ignore_errors=True)
-        (partial / DRAFT).unlink()
-    if not folder.exists() and (partial / RECORD).is_file():
-        os.replace(partial, folder)
-    elif not folder.exists() and before.is_dir():
-        os.replace(before, folder)
-    if before.is_dir():
-        shutil.rmtree(before)
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def _before(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.before")
-
-
-def _share(folder: Path) -> None:
-    """Gives each file the record's permissions, which follow the umask; safetensors writes files for its user alone."""
-    mode = (folder / RECORD).stat().st_mode
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON through a temporary file, flushed to disk before it takes its name."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2, ensure_ascii=False)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+        os.replace(folder, before_of(folder))
+    finish_replacing(folder, work.folder)
 
 
 def package_versions() -> dict[str, str]:

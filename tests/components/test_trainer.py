@@ -92,6 +92,11 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
         run(tmp_path / "broken", stop_after_two)
     assert caught.value.exit_code == 1
     assert not (tmp_path / "broken").exists()
+    with pytest.raises(UserError, match="config.train.learning_rate was 0.01 and is now 0.5") as refused:
+        stages.train_motion_lora(
+            config.replace(train__learning_rate=0.5), base, clips, CACHE_INPUT, tmp_path / "broken", module
+        )
+    assert refused.value.exit_code == 2
     steps: list[int] = []
     found = run(tmp_path / "broken", lambda report: steps.append(report.step))
     assert steps == [3, 4]
@@ -124,6 +129,19 @@ def test_checkpoints_rotate_and_a_damaged_one_is_passed_over(
     unsealed = checkpoints.newest(folder)
     assert unsealed is not None
     assert unsealed.state["step"] == 6
+
+
+def test_the_best_by_held_out_loss_outlives_the_newest(clips: DrawnClips, tmp_path: Path) -> None:
+    """A learning rate that overshoots: the loss falls, then rises."""
+    config = SHORT.replace(
+        steps=12, learning_rate=0.2, checkpoint_every_steps=1, held_out_every_steps=1, keep_checkpoints=1
+    )
+    losses: dict[int, float] = {}
+    train(config, line_task(), clips, tmp_path, lambda report: losses.update({report.step: report.held_out_loss or 9}))
+    best = min(range(1, 12), key=losses.__getitem__)
+    assert best < 11
+    kept = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [best, 11]
 
 
 class Poisoned(DrawnClips):

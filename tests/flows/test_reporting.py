@@ -50,7 +50,7 @@ def test_a_small_picture_travels_inside_and_a_big_one_does_not(tmp_path: Path, m
 
 def test_prefect_s_form_explains_every_parameter():
     properties = train_motion_module.parameters.properties
-    assert list(properties) == ["recipe", "overrides", "root", "cache", "domain_adapter"]
+    assert list(properties) == ["recipe", "overrides", "root", "cache", "domain_adapter", "workers"]
     assert all(field.get("description") for field in properties.values()), properties
     assert properties["recipe"]["enum"] == ["pocket", "pocket-full", "sd15"]
     assert "Args:" in str(explained(lambda: None).__doc__)

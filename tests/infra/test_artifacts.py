@@ -156,7 +156,7 @@ if moment == "before-record":
     write = artifacts.write_json
     artifacts.write_json = lambda path, value: die() if path.name == artifacts.RECORD else write(path, value)
 if moment == "before-rename":
-    artifacts.os.replace = lambda a, b: die() if Path(b).name == "a" else os.rename(a, b)
+    os.replace = lambda a, b: die() if Path(b).name == "a" else os.rename(a, b)
 with artifacts.draft(Path(sys.argv[1]), KIND, Numbers(), {}, "saved") as draft:
     (draft.folder / "data.txt").write_text("of the killed run")
     (draft.folder / "saved").mkdir()

@@ -1,0 +1,97 @@
+"""How an artifact takes its place: a lock, a draft beside it, a record written last, and one rename.
+
+A process may die between any two of these; whoever comes next finishes what was sealed and finds what was not.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UserError
+
+RECORD = "record.json"
+DRAFT = "draft.json"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Holds the lock of an artifact's place, and gives the folder of its draft."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}.", "", "Name an --out folder that you may write to."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another run is writing {folder} now.", "", "Wait for it to end, or name another --out."
+            ) from None
+        try:
+            partial = partial_of(folder)
+            finish_replacing(folder, partial)
+            yield partial
+        finally:
+            (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
+
+
+def finish_replacing(folder: Path, partial: Path) -> None:
+    """From a written record on: what only served to go on is removed, and the draft takes its place. With no version
+    put aside, only a sealed draft without an artifact is moved."""
+    before = before_of(folder)
+    if (partial / RECORD).is_file() and (partial / DRAFT).is_file():
+        asked = json.loads((partial / DRAFT).read_text(encoding="utf-8"))
+        if asked["scratch"] is not None:
+            shutil.rmtree(partial / asked["scratch"], ignore_errors=True)
+        (partial / DRAFT).unlink()
+    if not folder.exists() and (partial / RECORD).is_file():
+        os.replace(partial, folder)
+    elif not folder.exists() and before.is_dir():
+        os.replace(before, folder)
+    if before.is_dir():
+        shutil.rmtree(before)
+
+
+def partial_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def before_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.before")
+
+
+def share(folder: Path) -> None:
+    """Gives each file the record's permissions, which follow the umask; safetensors writes files for its user alone."""
+    mode = (folder / RECORD).stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON through a temporary file, flushed to disk before it takes its name."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def is_of_a_full_disk(error: Exception) -> bool:
+    """Of Python's, or of a library in another language that tells it in words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error)
