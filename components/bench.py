@@ -36,7 +36,7 @@ from infra import runtime
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-SECONDS = 12.0
+SECONDS = 8.0
 
 
 ON_CPU = (

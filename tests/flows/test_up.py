@@ -34,6 +34,8 @@ SHORT = [
     "domain_adapter.train.batch_size=2",
     "motion_module.train.batch_size=2",
     "motion_lora.train.batch_size=2",
+    "domain_adapter.train.sample_every_steps=0",
+    "motion_lora.train.sample_every_steps=0",
     "animation.steps=2",
     "benchmark.animation.steps=2",
     "benchmark.prompts=[a red square moving left on grass]",
@@ -137,9 +139,9 @@ def test_a_training_whose_process_is_killed_goes_on_when_it_is_run_again(prefect
     runs, out = place / "runs", place / "killed/motion-lora/zoom-in"
     overrides = [
         *SHORT,
-        "motion_lora.train.steps=40",
-        "motion_lora.train.checkpoint_every_steps=4",
-        "motion_lora.train.sample_every_steps=20",
+        "motion_lora.train.steps=24",
+        "motion_lora.train.checkpoint_every_steps=2",
+        "motion_lora.train.sample_every_steps=24",
     ]
     parameters = {
         "overrides": overrides,
@@ -167,7 +169,7 @@ def test_a_training_whose_process_is_killed_goes_on_when_it_is_run_again(prefect
         engine.kill()
     killed = flow_run(prefect, "train-motion-lora")
     step = max(int(path.parent.name.split("-")[1]) for path in saved.glob("step-*/manifest.json"))
-    assert 0 < step < 40
+    assert 0 < step < 24
     assert not out.exists()
 
     again = subprocess.run([*command, "--watch"], env=environment, capture_output=True, text=True, check=False)
@@ -176,8 +178,8 @@ def test_a_training_whose_process_is_killed_goes_on_when_it_is_run_again(prefect
     assert run["id"] != killed["id"]
     assert run["state_type"] == "COMPLETED"
     logs = ask(prefect, "logs", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
-    assert any(f"goes on from step {step} of 40" in log["message"] for log in logs)
-    assert artifacts.load(out, "motion-lora").counts["steps"] == 40
+    assert any(f"goes on from step {step} of 24" in log["message"] for log in logs)
+    assert artifacts.load(out, "motion-lora").counts["steps"] == 24
     found = shown(prefect, run)
     assert found["motion-lora-progress"]["data"] == 100.0
     assert {"motion-lora-loss", "motion-lora-samples", "motion-lora-result"} <= set(found)
