@@ -226,14 +226,19 @@ def _limit(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def _plain(case: Case, device: torch.device, half: bool = True) -> dict[str, Any]:
-    """The official step, in its order and in its autocast, with nothing of this package but the network."""
+    """The official step, in its order and in its autocast, with nothing of this package but the network, whose attention
+    is diffusers' own."""
     from diffusers import DDIMScheduler
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     pipeline, task, source = task_for(case, device)
     unet, vae, text_encoder, tokenizer = task.unet, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer
     for part in (unet, vae, text_encoder):
         part.to(device)
     unet.train()
+    for part in unet.modules():
+        if isinstance(part, Attention):
+            part.set_processor(AttnProcessor2_0())
     scheduler = DDIMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="linear")
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)

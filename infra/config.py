@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from infra.errors import UserError
 from infra.hashing import sha256_json
@@ -89,7 +90,13 @@ def apply_overrides(config: C, overrides: Sequence[str | tuple[str, Any]]) -> C:
     try:
         return type(config).model_validate(tree)
     except ValidationError as error:
-        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        details = "; ".join(_detail(each) for each in error.errors())
         raise UserError(
             "An override does not fit its field.", details + ".", "Correct the value after --set."
         ) from None
+
+
+def _detail(error: ErrorDetails) -> str:
+    """`train.steps: Input should be … (got 'soon')`; of fields that contradict each other, what they say."""
+    place, said = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    return f"{place}: {said}" + ("" if isinstance(error["input"], dict) else f" (got {error['input']!r})")

@@ -44,7 +44,10 @@ def cache_of(folder: Path, height: int, width: int, vae: str) -> Path:
     [
         (["domain_adapter.train.bach_size=2"], ["'bach_size' is not known", "batch_size", "--set"]),
         (["domain_adaptor.rank=2"], ["'domain_adaptor' is not known", "domain_adapter"]),
-        (["domain_adapter.train.warmup_steps=60"], ["warmup_steps=60 leaves nothing of steps=60"]),
+        (
+            ["domain_adapter.train.warmup_steps=60"],
+            ["domain_adapter.train: warmup_steps=60 leaves nothing of steps=60. Correct"],
+        ),
         (
             ["domain_adapter.train.optimizer=adamw-8bit", "domain_adapter.train.device=cpu"],
             ["optimizer=adamw-8bit needs CUDA"],
