@@ -226,8 +226,8 @@ def _limit(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def _plain(case: Case, device: torch.device, half: bool = True) -> dict[str, Any]:
-    """The official step, in its order and in its autocast, with nothing of this package but the network, whose attention
-    is diffusers' own."""
+    """The official step, in its order and in its autocast, with nothing of this package but the network, and diffusers'
+    own attention in that."""
     from diffusers import DDIMScheduler
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
