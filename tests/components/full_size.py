@@ -162,7 +162,8 @@ def watched(unet: nn.Module) -> Iterator[Step]:
         started = time.monotonic()
 
     def note_dtype(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen.layer_dtypes.add(output.dtype)
+        if output.device.type == "cpu":  # and not a copy without memory, on which FLOPs and bytes are counted
+            seen.layer_dtypes.add(output.dtype)
 
     def note_gradients(*unused: Any) -> None:
         for name, parameter in unet.named_parameters():
