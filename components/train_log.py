@@ -197,7 +197,7 @@ def plot_loss(
             steps = [step for step, _ in held_out]
             bands.plot(steps, [losses[band] for _, losses in held_out], label=band, linewidth=1, marker=".")
         bands.set(title="held-out clips, by timestep", xlabel="step", ylabel="loss", yscale="log")
-        bands.legend()
+        bands.legend(fontsize="x-small", ncols=2, framealpha=0.6)
     if shuffle_gaps:
         gaps = next(axes)
         gaps.plot([step for step, _ in shuffle_gaps], [gap for _, gap in shuffle_gaps], linewidth=1, marker=".")
