@@ -24,11 +24,12 @@ from components.motion_lora import load_motion_lora
 from components.motion_module import insert
 from components.noise import BetaSchedule, inference_scheduler
 from components.quiet import quiet
-from components.sampling import UInt8, decode, denoise, image_pipeline, video_pipeline
+from components.sampling import decode, denoise, image_pipeline, video_pipeline
 from infra.artifacts import Input
 from infra.errors import UserError
 from infra.logs import get_logger, progress
 from infra.runtime import pick_device
+from infra.video import UInt8
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, StableDiffusionPipeline, UNetMotionModel

@@ -21,7 +21,7 @@ from components.train_step import Task
 from infra.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 STAGES = ("motion-module", "motion-lora", "domain-adapter")
 WARM, CLIPS = 4, 32
@@ -118,9 +118,20 @@ def _pocket() -> StableDiffusionPipeline:
     return load_base(BaseModel(path=WEIGHTS / "base"))
 
 
+def random_sd_vae() -> AutoencoderKL:
+    """Stable Diffusion's VAE with random weights (83.7 M parameters)."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
+        scaling_factor=0.18215,
+    )  # fmt: skip
+
+
 def random_sd15() -> StableDiffusionPipeline:
     """A pipeline of Stable Diffusion 1.5's size with random weights, fp32; its tokenizer is the pocket model's."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = _pocket().tokenizer
@@ -128,10 +139,7 @@ def random_sd15() -> StableDiffusionPipeline:
     torch.manual_seed(0)
     parts: dict[str, nn.Module] = {
         "unet": UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64),
-        "vae": AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, sample_size=512, scaling_factor=0.18215,
-        ),
+        "vae": random_sd_vae(),
         "text_encoder": CLIPTextModel(
             CLIPTextConfig(
                 hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,9 @@ class Meter:
         self.predicted_gib = stepper.predicted.total / GIB
         _forget_peak(self._device)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[Any]:
         """Notes the types that the matrix products of the block are computed in."""
-        with _MatmulDtypes(self._dtypes):
-            yield
+        return _MatmulDtypes(self._dtypes)
 
     def mfu(self, samples_per_second: float) -> float | None:
         """Model FLOPs utilisation: what the step must compute, recomputation apart, of what large matrix products of

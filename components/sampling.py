@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from components.quiet import quiet
+from infra.video import UInt8
 
 if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline, SchedulerMixin, StableDiffusionPipeline
 
-UInt8 = NDArray[np.uint8]
 PIXELS_DECODED_AT_ONCE = 16 * 256 * 256  # the VAE's last layers hold some 2 GiB for these
 
 

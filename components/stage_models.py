@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from components import domain_adapter as adapters
 from components import lora
 from components.base_model import BaseModel, load_base, prediction_of, vae_sha256
 from components.batch import BatchSource
+from components.lora_stack import LoraStack
 from components.motion_module import insert
 from components.objective import Predict, image_predictor
 from components.ranks import place_of
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
 
 
-def load_for(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
-    """The base model, on the CPU, after checking that the cache's latents are those of its VAE.
+def load_for(base: BaseModel, cache: BatchSource, domain_adapter: Path | None = None) -> StableDiffusionPipeline:
+    """The base model, on the CPU, after checking that the cache's latents are those of its VAE; a domain adapter is
+    folded into it at scale 1.
 
     Raises:
         UserError: another VAE's, or a size that the UNet cannot halve as often as it does.
@@ -48,6 +51,8 @@ def load_for(base: BaseModel, cache: BatchSource) -> StableDiffusionPipeline:
             f"{factor * 2**halvings}.",
             "Build the cache again with another --set cache.size.",
         )
+    if domain_adapter is not None:
+        LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
     return pipeline
 
 

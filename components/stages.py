@@ -20,7 +20,6 @@ from components.base_model import BaseModel, fingerprint_of
 from components.batch import BatchSource
 from components.formats import motion_notes, weights_input
 from components.launch import InThisProcess, Job, Launch, OnStep, check_share
-from components.lora_stack import LoraStack
 from components.motion_files import load_motion_module, shape_notes
 from components.motion_module import MotionModuleConfig, fresh_motion_adapter, motion_state
 from components.objective import image_predictor, video_predictor
@@ -152,9 +151,7 @@ def _motion_module(
     folder: Path,
     on_step: OnStep,
 ) -> None:
-    pipeline = load_for(base, cache)
-    if domain_adapter is not None:
-        LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
+    pipeline = load_for(base, cache, domain_adapter)
     if config.init_from is None:
         adapter = fresh_motion_adapter(config, pipeline.unet, config.train.seed)
         of_module = {name: str(value) for name, value in motion_notes(config).items()}
@@ -211,9 +208,7 @@ def _motion_lora(
     folder: Path,
     on_step: OnStep,
 ) -> None:
-    pipeline = load_for(base, cache)
-    if domain_adapter is not None:
-        LoraStack(pipeline.unet).add(adapters.KIND, adapters.load_domain_adapter(domain_adapter))
+    pipeline = load_for(base, cache, domain_adapter)
     adapter, of_module = load_motion_module(motion_module)
     unet = video_unet(pipeline, adapter, of_module, config.train)
     del adapter  # its tensors are in the UNet

@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from components.noise import BetaSchedule, Prediction, inference_scheduler
-from components.sampling import UInt8, decode, denoise, image_pipeline, video_pipeline
+from components.sampling import decode, denoise, image_pipeline, video_pipeline
 from components.train_step import Draw, Stepper
+from infra.video import UInt8
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

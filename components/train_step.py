@@ -11,10 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from components.batch import ClipBatch
@@ -26,8 +24,9 @@ from components.text_states import check_embeddings
 from components.train_config import TrainConfig, learning_rate_at
 from infra.errors import UserError
 from infra.logs import get_logger
+from infra.video import UInt8
 
-Draw = Callable[[str, Tensor], NDArray[np.uint8]]
+Draw = Callable[[str, Tensor], UInt8]
 log = get_logger("components")
 
 

@@ -209,9 +209,13 @@ class _Run:
             values["held_out/frame_shuffle_gap"] = found.shuffle_gap
         self._write(step, values)
         with self._aside():
-            plot_loss(self.folder / "loss.png", self.task.title, state.losses, state.held_out, state.shuffle_gaps)
+            self._plot()
         self.pictures.append(self.folder / "loss.png")
         return found.mean
+
+    def _plot(self) -> None:
+        state = self.progress
+        plot_loss(self.folder / "loss.png", self.task.title, state.losses, state.held_out, state.shuffle_gaps)
 
     def _draw(self) -> None:
         if self.samples is not None:
@@ -243,8 +247,8 @@ class _Run:
 
     def _result(self, samples: int, seconds: float) -> TrainResult:
         stepper, state = self.stepper, self.progress
-        if self.first_rank:
-            plot_loss(self.folder / "loss.png", self.task.title, state.losses, state.held_out, state.shuffle_gaps)
+        if self.first_rank and self.held_out is None:  # else the last measurement has drawn it
+            self._plot()
         weights = stepper.ema if stepper.ema is not None else [parameter.detach() for parameter in stepper.parameters]
         tail = [loss for _, loss in state.losses[-10:]]
         metrics: dict[str, Any] = {"loss": sum(tail) / len(tail) if tail else None}

@@ -191,24 +191,17 @@ def bare_loop(loop: _Loop) -> float:
 
 
 def _vae(kind: str, folder: Path) -> Path:
-    """The pocket VAE, or a random one with Stable Diffusion 1.5's configuration (83.7 M parameters)."""
+    """The pocket VAE, or a random one of Stable Diffusion's size."""
     from infra.pocket.build import WEIGHTS
 
     if kind == "pocket":
         return WEIGHTS / "base" / "vae"
     import torch
-    from diffusers import AutoencoderKL
+
+    from components.bench_models import random_sd_vae
 
     torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-        scaling_factor=0.18215,
-    ).save_pretrained(folder / "sd-vae")
+    random_sd_vae().save_pretrained(folder / "sd-vae")
     return folder / "sd-vae"
 
 
