@@ -182,7 +182,7 @@ def test_a_mistake_seen_by_a_worker_comes_out_as_it_is(base: BaseModel, module: 
 def test_a_signal_to_the_driver_stops_and_saves(
     base: BaseModel, clips: DrawnClips, module: Path, tmp_path: Path
 ) -> None:
-    config = CONFIG.replace(train=TRAIN.replace(steps=2000))
+    config = CONFIG.replace(train=TRAIN.replace(steps=2000, checkpoint_every_steps=2000))
     steps: list[int] = []
 
     def stop(report: StepReport) -> None:
