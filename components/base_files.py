@@ -99,7 +99,9 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{file} cannot be read: {error}.", "It gives the part's sizes.", "Download it again."
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            "It gives the part's sizes.",
+            "Pass the diffusers folder of a base model; if this is one, download it again.",
         ) from None
 
 

@@ -6,7 +6,6 @@ well-tuned trainers of this kind reach, which is an assumption and said as one.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from components import lora
+from components.base_files import config_of
 from components.base_model import HUB_REFERENCE
 from components.checkpointing import Checkpointing
 from components.estimate import GIB, Memory, Shape, least_that_fits, memory, step_flops
@@ -142,15 +142,7 @@ def unet_settings(base: Path) -> dict[str, Any]:
             "attention_head_dim": 8,
             "sample_size": 64,
         }
-    file = base / "unet" / "config.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise UserError(
-            f"{file} cannot be read.",
-            "A plan takes the sizes from there; it needs no weights.",
-            "Pass the base model's diffusers folder.",
-        ) from None
+    return config_of(base, "unet")
 
 
 def _model(stage: str, settings: dict[str, Any], module: MotionModuleConfig, rank: int) -> nn.Module:

@@ -32,7 +32,7 @@ find_python() {
     local name
     for name in python3.11 python3.12 python3.13 python3; do
         if "$name" -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
-            "$name" -c 'import sys; print(sys.executable)'
+            "$name" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))'  # not an activated .venv's
             return
         fi
     done
