@@ -166,6 +166,7 @@ def test_new_rows_and_gone_rows(
     assert changes_of(kept) == {"added": "new"}
     assert kept.counts["clips"] == 13
     assert kept.metrics["kept_without_video"] == 1
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="animateflow"):
         pruned = build_latent_cache(CONFIG, footage.table, None, vae, cache, prune=True)
     assert changes_of(pruned) == {gone["videoid"]: "dropped"}
