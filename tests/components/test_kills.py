@@ -11,7 +11,7 @@ import pytest
 
 from components.checkpoints import MANIFEST, STATE
 from tests.components.conftest import DrawnClips
-from tests.components.killing import STEPS, TRAIN, WEIGHTS, Given, batches_of, kept, run
+from tests.components.killing import STEPS, WEIGHTS, Given, batches_of, kept, run
 
 FILES_OF_A_CHECKPOINT = 5  # weights, optimizer, ema, state, manifest
 Batches = dict[int, list[object]]
