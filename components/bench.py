@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,12 +270,8 @@ def _plain(case: Case, device: torch.device, half: bool = True) -> dict[str, Any
     return _timed(step, case, device)
 
 
-def _plain_fp32(case: Case, device: torch.device) -> dict[str, Any]:
-    return _plain(case, device, half=False)
-
-
 WAYS: dict[str, Callable[[Case, torch.device], dict[str, Any]]] = {
-    "ours": _ours, "limit": _limit, "plain": _plain, "plain fp32": _plain_fp32
+    "ours": _ours, "limit": _limit, "plain": _plain, "plain fp32": partial(_plain, half=False)
 }  # fmt: skip
 
 

@@ -178,16 +178,9 @@ def draft(
             yield work
             _seal(work, folder, kind, config, started)
         except Exception as error:
-            full = is_of_a_full_disk(error)
-            if (full or isinstance(error, UserError)) and not worth_keeping():
+            if (isinstance(error, UserError) or is_of_a_full_disk(error)) and not worth_keeping():
                 shutil.rmtree(partial, ignore_errors=True)
-            if not full:
-                raise
-            raise UserError(
-                f"There is no room left on the disk of {folder}.",
-                "What a stopped run goes on from is kept." if worth_keeping() else "Nothing of this run is left on it.",
-                "Make room, and run the same command again; or name an --out on another disk.",
-            ) from None
+            raise
 
 
 def _check_goes_on(folder: Path, partial: Path, now: dict[str, Any]) -> None:

@@ -23,7 +23,11 @@ DRAFT = "draft.json"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Holds the lock of an artifact's place, and gives the folder of its draft."""
+    """Holds the lock of an artifact's place, and gives the folder of its draft.
+
+    Raises:
+        UserError: the place cannot be written, another run is writing it now, or its disk is full.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = (folder.parent / f".{folder.name}.lock").open("w")
@@ -42,6 +46,15 @@ def locked(folder: Path) -> Iterator[Path]:
             partial = partial_of(folder)
             finish_replacing(folder, partial)
             yield partial
+        except Exception as error:
+            if not is_of_a_full_disk(error):
+                raise
+            kept = "What a stopped run goes on from is kept."
+            raise UserError(
+                f"There is no room left on the disk of {folder}.",
+                kept if partial.exists() else "Nothing of this run is left on it.",
+                "Make room, and run the same command again; or name an --out on another disk.",
+            ) from None
         finally:
             (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
 

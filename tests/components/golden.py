@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from components import stages
 from components.base_model import BaseModel, load_base, vae_sha256
@@ -38,20 +37,19 @@ def losses(folder: Path) -> Losses:
     adapter, module, lora = (folder / stage for stage in found)
     stages.train_domain_adapter(
         stages.DomainAdapterTraining(train=TRAIN, rank=4), base, clips, CACHE_INPUT, adapter,
-        on_step=lambda report: note("domain-adapter", report),
+        on_step=partial(note, "domain-adapter"),
     )  # fmt: skip
     stages.train_motion_module(
         stages.MotionModuleTraining(train=TRAIN, preset="from-base"), base, clips, CACHE_INPUT, module, adapter,
-        on_step=lambda report: note("motion-module", report),
+        on_step=partial(note, "motion-module"),
     )  # fmt: skip
     stages.train_motion_lora(
         stages.MotionLoraTraining(train=TRAIN, rank=4), base, clips, CACHE_INPUT, lora, module, adapter,
-        on_step=lambda report: note("motion-lora", report),
+        on_step=partial(note, "motion-lora"),
     )  # fmt: skip
     return found
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         FILE.write_text(json.dumps(losses(Path(name)), indent=1) + "\n", encoding="utf-8")

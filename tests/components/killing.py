@@ -102,10 +102,11 @@ def _train(given: Given) -> None:
     clips = Noted(given.vae_sha256, file=batches_of(given.out))
     base, folder = BaseModel(path=given.base), given.out.with_name(f".{given.out.name}.partial")
 
+    death = threading.Timer(given.after_seconds or 0.0, os.kill, (os.getpid(), signal.SIGKILL))
+
     def on_step(report: StepReport) -> None:
-        if given.after_seconds is not None:
-            threading.Timer(given.after_seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-            object.__setattr__(given, "after_seconds", None)
+        if given.after_seconds is not None and death.ident is None:
+            death.start()
         if report.step == STEPS:
             last = folder / "checkpoints" / f"step-{STEPS - 1:08d}"
             while not (last / checkpoints.MANIFEST).exists():
@@ -128,17 +129,16 @@ def _die_writing(at: int) -> None:
     written = 0
 
     def dying(write: Any) -> Any:
-        def counted(value: Any, path: Any) -> None:
+        def counted(*given: Any) -> None:
             nonlocal written
             written += 1
-            write(value, path)
+            write(*given)
             if written == at:
-                os.truncate(path, Path(path).stat().st_size // 2)
+                path = next(each for each in given if isinstance(each, Path))
+                os.truncate(path, path.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         return counted
 
-    write_json = checkpoints.write_json
-    checkpoints.save_file = dying(checkpoints.save_file)  # type: ignore[assignment]
-    counted_json = dying(lambda value, path: write_json(path, value))
-    checkpoints.write_json = lambda path, value: counted_json(value, path)  # type: ignore[assignment]
+    for name in ("save_file", "write_json"):
+        setattr(checkpoints, name, dying(getattr(checkpoints, name)))

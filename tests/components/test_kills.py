@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,19 +48,19 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def same(given: Given, whole: Given) -> None:
-    assert (given.out / WEIGHTS[given.stage]).read_bytes() == (whole.out / WEIGHTS[given.stage]).read_bytes()
-    found, expected = files(kept(given.out)), files(kept(whole.out))
+def same(out: Path, whole: Given) -> None:
+    assert (out / WEIGHTS[whole.stage]).read_bytes() == (whole.out / WEIGHTS[whole.stage]).read_bytes()
+    found, expected = files(kept(out)), files(kept(whole.out))
     assert set(found) == {"weights.safetensors", "optimizer.safetensors", "ema.safetensors", STATE, MANIFEST}
     assert [name for name in expected if found.get(name) != expected[name]] == []
-    assert batches(given.out)[0] == batches(whole.out)[0]
-    assert not (given.out / "checkpoints").exists()
+    assert batches(out)[0] == batches(whole.out)[0]
+    assert not (out / "checkpoints").exists()
 
 
 def killed(whole: Given, out: Path, after_seconds: float | None = None, at_write: int | None = None) -> int:
     """How often a training that is killed, and started again as often, was killed."""
     kills = 0
-    while run(Given(whole.stage, whole.base, whole.vae_sha256, whole.motion_module, out, after_seconds, at_write)):
+    while run(replace(whole, out=out, after_seconds=after_seconds, at_write=at_write)):
         kills += 1
         if out.exists():
             break  # it was whole already
@@ -67,7 +68,7 @@ def killed(whole: Given, out: Path, after_seconds: float | None = None, at_write
             at_write = None
         elif after_seconds is not None:
             after_seconds *= 1.5  # at last it is through
-    same(Given(whole.stage, whole.base, whole.vae_sha256, whole.motion_module, out), whole)
+    same(out, whole)
     return kills
 
 

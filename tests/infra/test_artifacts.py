@@ -1,5 +1,6 @@
 """Artifacts: the record is last, drift is named, a dead run is resumed or redone, two writers do not meet."""
 
+import errno
 import os
 import shutil
 import signal
@@ -219,3 +220,20 @@ def test_an_empty_folder_may_be_written_into_and_a_foreign_one_may_not(tmp_path:
     with pytest.raises(UserError, match="foreign folder"):
         make(tmp_path / "foreign", Numbers())
     assert (tmp_path / "foreign" / "letter.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_told_and_what_a_version_goes_on_from_is_kept(tmp_path: Path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(UserError, match=r"no room left.*is kept.*Make room"),
+        artifacts.revision(tmp_path / "a", KIND, Numbers()) as work,
+    ):
+        (work.folder / "shard").write_text("whole")
+        raise full
+    assert (tmp_path / ".a.partial" / "shard").read_text() == "whole"
+    with (
+        pytest.raises(UserError, match=r"no room left.*Nothing of this run is left"),
+        artifacts.draft(tmp_path / "b", KIND, Numbers(), {}),
+    ):
+        raise full
+    assert not (tmp_path / ".b.partial").exists()
