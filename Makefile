@@ -8,13 +8,13 @@ help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup:  ## .venv from requirements.lock; nothing to do when it is current
-	@bash infra/setup.sh
+	@bash infra/setup/setup.sh
 
 demo: setup  ## the whole pipeline on the pocket recipe, in minutes on two cores
 	@$(BIN)/animateflow demo
 
 test: setup  ## lint, types and every test
-	@bash infra/browser.sh
+	@bash infra/setup/browser.sh
 	@$(MAKE) --no-print-directory lint
 	@echo "[test] pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -35,8 +35,8 @@ bench-cache: setup  ## videos to latents: ours, the bare VAE, a plain script (10
 	@$(BIN)/python -m data_prep.bench --json bench-cache.json
 
 bench-train: setup  ## training steps: ours, the bare UNet, the official step restated (15 minutes on two cores)
-	@$(BIN)/python -m components.bench --json bench-train.json
-	@$(BIN)/python -m components.bench --tricks
+	@$(BIN)/python -m components.bench.bench --json bench-train.json
+	@$(BIN)/python -m components.bench.bench --tricks
 
 lock: setup  ## requirements.lock from pyproject.toml
 	@.tools/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.build import CacheConfig, build_latent_cache
-from data_prep.child import Child
+from data_prep.builder.build import build_latent_cache
+from data_prep.config import CacheConfig
+from data_prep.video.child import Child
 
 if TYPE_CHECKING:
-    from data_prep.encode import UInt8
+    from data_prep.encode.encode import UInt8
 
 LIMIT_BATCHES = (4, 8, 16, 32)
 LIMIT_SECONDS = 4.0  # of each batch size
@@ -152,7 +153,7 @@ def _pixels(config: CacheConfig, videos: Path) -> UInt8:
     """Every clip decoded: all frames in a row."""
     import numpy as np
 
-    from data_prep.decode import DecodedClip, decode_video, prepare, request_for
+    from data_prep.video.decode import DecodedClip, decode_video, prepare, request_for
 
     prepare()
     found = [decode_video(request_for(config, path.stem, path))[0] for path in sorted(videos.rglob("*.mp4"))]
@@ -164,7 +165,7 @@ def bare_loop(loop: _Loop) -> float:
     precision and layout, over frames that are decoded before the clock starts."""
     import torch
 
-    from data_prep.encode import dtype_of, load_vae
+    from data_prep.encode.encode import dtype_of, load_vae
     from infra.runtime import keep_freed_memory
 
     frames_NHWC = _pixels(loop.config, loop.videos)
@@ -198,7 +199,7 @@ def _vae(kind: str, folder: Path) -> Path:
         return WEIGHTS / "base" / "vae"
     import torch
 
-    from components.bench_models import random_sd_vae
+    from components.bench.models import random_sd_vae
 
     torch.manual_seed(0)
     random_sd_vae().save_pretrained(folder / "sd-vae")

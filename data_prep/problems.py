@@ -30,3 +30,11 @@ class Problem:
 def printable(name: str) -> str:
     r"""A file's name as text: bytes that are not UTF-8 become \udc80 and so on."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+class UnusableError(Exception):
+    """The video cannot be used; `reason` is a code, the text a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason, self.message = reason, message
+        super().__init__(message)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.parameters import Overrides, Prompt, RecipeName, Root, Seed, explained, work_of
-from flows.reporting import carry_out, show
-from infra.artifacts import Artifact
+from flows.chain.parameters import Overrides, Prompt, RecipeName, Root, Seed, explained, work_of
+from flows.serving.reporting import carry_out, show
+from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="animate")

@@ -8,9 +8,9 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import Overrides, RecipeName, Root, explained, work_of
-from flows.reporting import carry_out, first_picture, show
-from infra.artifacts import Artifact
+from flows.chain.parameters import Overrides, RecipeName, Root, explained, work_of
+from flows.serving.reporting import carry_out, first_picture, show
+from infra.artifacts.artifacts import Artifact
 
 Dated = Annotated[
     bool,

@@ -7,9 +7,9 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import Download, Overrides, Prune, RecipeName, Root, Source, Videos, explained, work_of
-from flows.reporting import carry_out, show
-from infra.artifacts import Artifact
+from flows.chain.parameters import Download, Overrides, Prune, RecipeName, Root, Source, Videos, explained, work_of
+from flows.serving.reporting import carry_out, show
+from infra.artifacts.artifacts import Artifact
 
 Shots = Annotated[bool, Field(description="Build the cache of the recipe's shot type, for a MotionLoRA.")]
 

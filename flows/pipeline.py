@@ -7,11 +7,11 @@ from prefect import flow
 from flows.animate import animate
 from flows.benchmark import benchmark
 from flows.build_latent_cache import build_latent_cache
-from flows.parameters import Overrides, RecipeName, Root, explained
+from flows.chain.parameters import Overrides, RecipeName, Root, explained
 from flows.train_domain_adapter import train_domain_adapter
 from flows.train_motion_lora import train_motion_lora
 from flows.train_motion_module import train_motion_module
-from infra.artifacts import Artifact
+from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="pipeline")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.parameters import Cache, Overrides, RecipeName, Root, Workers, explained, work_of
-from flows.reporting import TrainingProgress, carry_out, show
-from infra.artifacts import Artifact
+from flows.chain.parameters import Cache, Overrides, RecipeName, Root, Workers, explained, work_of
+from flows.serving.reporting import TrainingProgress, carry_out, show
+from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="train-domain-adapter")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from infra import artifacts
-from infra.artifacts import Artifact
+from infra.artifacts import artifacts
+from infra.artifacts.artifacts import Artifact
 from infra.config import Config
 from infra.errors import UserError
 from infra.hashing import sha256_file

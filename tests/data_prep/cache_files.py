@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.batch import BatchSource, ClipBatch
-from data_prep.build import CacheConfig
-from data_prep.rows import CACHE_SCHEMA, CHANGES_SCHEMA, INDEX_SCHEMA, REJECTED_SCHEMA
-from infra import artifacts
+from components.train.batch import BatchSource, ClipBatch
+from data_prep.cache.rows import CACHE_SCHEMA, CHANGES_SCHEMA, INDEX_SCHEMA, REJECTED_SCHEMA
+from data_prep.config import CacheConfig
+from infra.artifacts import artifacts
 
 C, H, W = 4, 2, 3
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from flows.cli import main
+from flows.cli.main import main
 
 
 @dataclass

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.addresses import Network
-from data_prep.download import DownloadConfig, Undone, Wanted, download
+from data_prep.download.addresses import Network
+from data_prep.download.config import DownloadConfig
+from data_prep.download.download import Undone, Wanted, download
 from infra.video import write_mp4
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.lying_server import Answer, LyingServer

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-from data_prep.addresses import Network
+from data_prep.download.addresses import Network
 
 Answer = Callable[["Asked"], None]
 HTML = b"<!DOCTYPE html><html><body>This video has moved.</body></html>"

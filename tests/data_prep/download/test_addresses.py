@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.addresses import is_public, shown, web_url
-from data_prep.download import Failure
+from data_prep.download.addresses import is_public, shown, web_url
+from data_prep.download.config import Failure
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.conftest import CUT, ONCE, QUICK, REST, Web, told
 from tests.data_prep.download.lying_server import LyingServer, Names, breaking, honest, status

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.addresses import Network, retry_after
-from data_prep.download import Wanted, download
+from data_prep.download.addresses import Network, retry_after
+from data_prep.download.download import Wanted, download
 from infra.errors import WorkError
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.conftest import CUT, ONCE, QUICK, Web, told

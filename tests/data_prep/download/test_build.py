@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_prep.build import CacheConfig, build_latent_cache
-from data_prep.verify import verify
-from infra.artifacts import Artifact
+from data_prep.builder.build import build_latent_cache
+from data_prep.cache.verify import verify
+from data_prep.config import CacheConfig
+from infra.artifacts.artifacts import Artifact
 from tests.data_prep.download.conftest import QUICK
 from tests.data_prep.download.lying_server import HTML, LyingServer, honest
 

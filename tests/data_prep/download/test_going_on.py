@@ -124,7 +124,7 @@ SCRIPT = """
 import signal
 import sys
 from pathlib import Path
-from data_prep.download import DownloadConfig, Wanted, download
+from data_prep.download.download import DownloadConfig, Wanted, download
 signal.signal(signal.SIGINT, signal.default_int_handler)
 download([Wanted(sys.argv[1], Path(sys.argv[2]))], DownloadConfig(allow_private=True, read_seconds=60))
 """

@@ -7,8 +7,9 @@ import logging
 
 import pytest
 
-from data_prep.addresses import check_video
-from data_prep.download import DownloadConfig, Failure, Undone, Wanted, download
+from data_prep.download.addresses import check_video
+from data_prep.download.config import DownloadConfig, Failure
+from data_prep.download.download import Undone, Wanted, download
 from tests.data_prep.conftest import Write, noise_frames
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.conftest import CUT, QUICK, Answers, Web, rest_of, told

@@ -1,0 +1,98 @@
+"""Denoising with diffusers' pipelines: from given noise to pixels. N pictures, F frames, h w latents, H W pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infra.quiet import quiet
+from infra.video import UInt8
+
+if TYPE_CHECKING:
+    from diffusers import AnimateDiffPipeline, SchedulerMixin, StableDiffusionPipeline
+
+PIXELS_DECODED_AT_ONCE = 16 * 256 * 256  # the VAE's last layers hold some 2 GiB for these
+
+
+def image_pipeline(
+    base: StableDiffusionPipeline, unet: nn.Module, scheduler: SchedulerMixin
+) -> StableDiffusionPipeline:
+    """A pipeline of its own for every call: a sampler keeps state, and the base's is not ours to change."""
+    from diffusers import StableDiffusionPipeline
+
+    with quiet():
+        return StableDiffusionPipeline(
+            **_parts(base), unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+
+
+def video_pipeline(
+    base: StableDiffusionPipeline, unet: nn.Module, scheduler: SchedulerMixin, controlnets: Sequence[nn.Module] = ()
+) -> AnimateDiffPipeline:
+    """As `image_pipeline`, for a `UNetMotionModel`; with ControlNets where there are any."""
+    from diffusers import AnimateDiffControlNetPipeline, AnimateDiffPipeline
+
+    parts = {**_parts(base), "unet": unet, "scheduler": scheduler, "motion_adapter": None}
+    with quiet():
+        if controlnets:
+            return AnimateDiffControlNetPipeline(**parts, controlnet=list(controlnets))
+        return AnimateDiffPipeline(**parts)
+
+
+def _parts(base: StableDiffusionPipeline) -> dict[str, Any]:
+    return {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer}
+
+
+def denoise(
+    pipeline: Any,
+    noise: Tensor,
+    prompt: str,
+    negative_prompt: str,
+    steps: int,
+    guidance_scale: float,
+    advance: Callable[[], object] = lambda: None,
+    **extra: Any,
+) -> Tensor:
+    """Latents of the result; the pipeline scales the noise to what its sampler starts from. `advance` is called after
+    every step."""
+
+    def on_step_end(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        advance()
+        return values
+
+    factor = pipeline.vae_scale_factor
+    pipeline.set_progress_bar_config(disable=True)
+    with quiet():
+        return torch.as_tensor(
+            pipeline(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                height=noise.shape[-2] * factor,
+                width=noise.shape[-1] * factor,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                latents=noise,
+                output_type="latent",
+                return_dict=False,
+                callback_on_step_end=on_step_end,
+                **extra,
+            )[0]
+        )
+
+
+@torch.no_grad()
+def decode(base: StableDiffusionPipeline, latents_NChw: Tensor) -> UInt8:
+    """uint8 (N, H, W, 3), so many at once as fit `PIXELS_DECODED_AT_ONCE`."""
+    vae = base.vae
+    pixels = latents_NChw[0, 0].numel() * base.vae_scale_factor**2
+    done = []
+    for part in torch.split(latents_NChw, max(1, PIXELS_DECODED_AT_ONCE // pixels)):
+        pictures = vae.decode(part / vae.config.scaling_factor, return_dict=False)[0]
+        scaled = (pictures.float() / 2 + 0.5).clamp(0, 1) * 255
+        done.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(done)

@@ -1,0 +1,134 @@
+"""How a stage's training is run: in this process, or on workers that share every batch."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from components.train.report.log import StepReport, stop_signals
+from infra import logs
+from infra.errors import UserError
+from infra.workers import talk as worker_talk
+from infra.workers import workers
+
+OnStep = Callable[[StepReport], None] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to be run: `work` trains into `folder`, from the newest checkpoint there, and leaves its result."""
+
+    title: str
+    folder: Path
+    device: str
+    """`auto`, `cpu` or `cuda`, as in the config."""
+    work: Callable[[OnStep], None]
+
+
+class Launch(Protocol):
+    """Runs a job to its end; `on_step` is called in this process."""
+
+    @property
+    def workers(self) -> int: ...
+
+    def __call__(self, job: Job, on_step: OnStep) -> None: ...
+
+
+@dataclass(frozen=True)
+class InThisProcess:
+    """Nothing but this process."""
+
+    workers: int = 1
+
+    def __call__(self, job: Job, on_step: OnStep) -> None:
+        worker_talk.forget(job.folder)  # of a run on workers that was killed
+        with Bar(job.title, on_step) as bar:
+            job.work(bar)
+
+
+@dataclass(frozen=True)
+class OnWorkers:
+    """Ray Train on `workers` processes of this machine or of the cluster at `address`: a GPU each where there are any,
+    else CPUs. They start again from the newest checkpoint when one of them dies."""
+
+    workers: int
+    address: str | None = None
+
+    def __call__(self, job: Job, on_step: OnStep) -> None:
+        gpus = None if job.device == "auto" else job.device.startswith("cuda")
+        checkpoints = job.folder / "checkpoints"
+        # Ray takes SIGTERM over when it starts, so it starts first.
+        with workers.session(self.workers, self.address), stop_signals() as stop, Bar(job.title, on_step) as bar:
+            listener = workers.Listener(
+                hear=lambda line: bar(StepReport(**json.loads(line))),
+                stop=lambda: stop.name,
+                progress=lambda: sorted(path.parent.name for path in checkpoints.glob("step-*/manifest.json")),
+            )
+            work = partial(_work, job.work, job.folder)
+            workers.run_on_workers(work, job.folder, self.workers, gpus, listener)
+
+
+def launch_on(count: int = 1, address: str | None = None) -> Launch:
+    """So many workers, of the cluster at `address` where one is given; this process where neither asks for more."""
+    return InThisProcess() if count == 1 and address is None else OnWorkers(count, address)
+
+
+def _work(work: Callable[[OnStep], None], folder: Path) -> None:
+    work(lambda report: worker_talk.tell(folder, json.dumps(asdict(report))))
+
+
+def check_share(batch_size: int, launch: Launch) -> None:
+    """
+    Raises:
+        UserError: the workers cannot share a batch evenly.
+    """
+    if launch.workers < 1 or batch_size % launch.workers:
+        fitting = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+        raise UserError(
+            f"{launch.workers} workers cannot share batches of {batch_size} clips.",
+            "The batch size is that of all workers together, and each takes as many clips of it.",
+            f"Set --workers to one of {', '.join(map(str, fitting))}, or train.batch_size to another multiple.",
+        )
+
+
+class Bar:
+    """A progress bar of the steps, which hands their reports on."""
+
+    def __init__(self, title: str, on_step: OnStep) -> None:
+        self._title, self._on_step = title, on_step
+        self._losses: deque[float] = deque(maxlen=10)
+        self._figures: dict[str, str] = {}
+        self._bar: Any = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, report: StepReport) -> None:
+        if self._bar is None:
+            self._bar = logs.progress(report.steps, self._title, "step", report.step - 1)
+        if report.loss == report.loss:  # between two looks at the device there is none
+            self._losses.append(report.loss)
+        if report.peak_gib is not None:
+            self._figures = {"memory": f"{report.peak_gib:.1f} of {report.predicted_gib:.1f} GiB"}
+            if report.mfu is not None:
+                self._figures = {"MFU": f"{report.mfu:.0%}", **self._figures}
+        figures = {
+            "samples/s": f"{report.samples_per_second:.1f}",
+            "data wait": f"{report.data_wait_share:.0%}",
+            **self._figures,
+        }
+        if self._losses:
+            figures = {"loss": f"{sum(self._losses) / len(self._losses):.4f}", **figures}
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(report.step - self._bar.n)  # less than nothing after workers started again
+        if self._on_step is not None:
+            self._on_step(report)

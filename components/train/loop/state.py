@@ -1,0 +1,66 @@
+"""All that a training goes on from: weights, optimizer, average, and what the loop counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from components.train.loop import checkpoints
+from components.train.step import Stepper
+
+
+@dataclass
+class Progress:
+    """All of a run's state beside tensors; goes into every checkpoint."""
+
+    step: int = 0
+    skipped: int = 0
+    window: list[float] = field(default_factory=list)
+    """Losses since the last point of the curve."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    shuffle_gaps: list[tuple[int, float]] = field(default_factory=list)
+    held_out_loss: float | None = None
+    """Mean of the last measurement, if that was of this very step."""
+
+    def smooth_loss(self) -> float:
+        """Of the steps since the last point of the curve."""
+        recent = self.window or [loss for _, loss in self.losses[-1:]]
+        return sum(recent) / len(recent) if recent else math.nan
+
+
+def save(writer: checkpoints.Writer, stepper: Stepper, progress: Progress) -> None:
+    """
+    Raises:
+        UserError: the checkpoint before this one could not be written.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {"weights": dict(stepper.task.trainable), "optimizer": {}}
+    for name, parameter in stepper.task.trainable.items():
+        for key, value in stepper.optimizer.state[parameter].items():
+            tensors["optimizer"][f"{key}:{name}"] = value
+    if stepper.ema is not None:
+        tensors["ema"] = dict(zip(stepper.task.trainable, stepper.ema, strict=True))
+    writer.save(progress.step, tensors, asdict(progress))
+
+
+def restore(folder: Path, stepper: Stepper) -> Progress:
+    """From the newest checkpoint in `folder`; the beginning where there is none."""
+    found = checkpoints.newest(folder)
+    if found is None:
+        return Progress()
+    names, device = list(stepper.task.trainable), stepper.place.device
+    stepper.put([found.tensors["weights"][name] for name in names])
+    for key, value in found.tensors["optimizer"].items():
+        kind, name = key.split(":", 1)
+        stepper.optimizer.state[stepper.task.trainable[name]][kind] = value.to(device)
+    if stepper.ema is not None:
+        stepper.ema = [found.tensors["ema"][name].to(device) for name in names]
+    state: dict[str, Any] = found.state
+    for name in ("losses", "held_out", "shuffle_gaps"):
+        state[name] = [tuple(each) for each in state[name]]
+    stepper.skipped.fill_(state["skipped"])
+    return Progress(**state)

@@ -1,0 +1,131 @@
+"""`animateflow cache`: videos to latents, and looking at what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import BaseOption, OutOption, RecipeOption, SetOption, recipe_with, tell
+
+app = typer.Typer(no_args_is_help=True, help="Latent caches: build, verify, inspect.")
+SourceOption = Annotated[
+    str,
+    typer.Option(
+        help="WebVid CSV, JSONL, Parquet, a folder of videos with .txt or .json captions, or a WebDataset .tar; a path "
+        "or an address such as s3://bucket/table.csv."
+    ),
+]
+VideosOption = Annotated[
+    str | None, typer.Option(help="The folder, or its address, that the rows of a table refer to.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A latent cache.")]
+
+
+@app.command()
+def build(
+    source: SourceOption,
+    out: OutOption,
+    videos: VideosOption = None,
+    recipe: RecipeOption = "pocket",
+    base: BaseOption = None,
+    shots: Annotated[
+        bool, typer.Option("--shots", help="Use the recipe's shot type: reference clips for a MotionLoRA.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Drop clips whose rows or videos are no longer in the source.")
+    ] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch missing videos of a WebVid table from its contentUrl first.")
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Checks, decodes and encodes videos into a latent cache, or brings a cache up to date.
+
+    Stopped in the middle, the same command goes on with the shards that are missing. Run again after videos, captions
+    or settings changed, it encodes what they changed; the old version stays until the new one is whole. A video that
+    cannot be used is listed in `rejected.parquet` with the reason.
+
+    Example: `animateflow cache build --source webvid.csv --videos videos/ --recipe sd15 --out runs/mine/cache`
+
+    On a cluster, with videos on S3: `animateflow cache build --source s3://bucket/webvid.csv --videos s3://bucket/videos
+    --recipe sd15 --set cache.ray_address=auto --out /shared/cache`
+    """
+    from flows.chain import steps
+
+    whole = recipe_with(recipe, overrides, base)
+    config = whole.shots if shots else whole.cache
+    tell(
+        steps.latent_cache(config, source, videos, whole.base, out, prune, download),
+        f"animateflow cache inspect {out}",
+    )
+
+
+@app.command()
+def plan(
+    source: SourceOption,
+    videos: VideosOption = None,
+    recipe: RecipeOption = "sd15",
+    base: BaseOption = None,
+    sample: Annotated[int, typer.Option(min=1, help="Videos to decode for the measurement.")] = 32,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of the machine or cluster; this machine's.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the machine or cluster; this machine's.")] = None,
+    frames_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="Of the VAE on one GPU, where that GPU is not here to be timed.")
+    ] = None,
+    read_mib_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="What the storage of the videos delivers; left out, it is no limit.")
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Says what a cache will cost before it is built: clips, hours, disk, GPU-hours and wall time.
+
+    Some videos, drawn at random, are decoded, and the VAE is timed; nothing is written.
+
+    Example: `animateflow cache plan --source webvid.csv --videos videos/ --gpus 8 --cpus 128 --frames-per-second 900`
+    """
+    from components.base.base_model import resolve
+    from data_prep.builder.estimate import estimate
+
+    whole = recipe_with(recipe, overrides, base)
+    read = None if read_mib_per_second is None else read_mib_per_second * (1 << 20)
+    typer.echo(
+        str(
+            estimate(whole.cache, source, videos, resolve(whole.base.path), sample, cpus, gpus, frames_per_second, read)
+        )
+    )
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Reads every row: hash, shape, finite values. Exit code 1 where one is damaged."""
+    from data_prep.cache.verify import verify as verify_cache
+
+    verification = verify_cache(folder)
+    typer.echo(str(verification))
+    if not verification.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    folder: Folder,
+    recipe: RecipeOption = "pocket",
+    base: BaseOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file to write.")] = None,
+) -> None:
+    """Writes one HTML page: a contact sheet of decoded latents, distributions, and the rejected clips.
+
+    `--base` must be the model whose VAE encoded the cache.
+    """
+    from components.base.base_model import resolve
+    from data_prep.look.inspect import inspect_cache
+
+    whole = recipe_with(recipe, None, base)
+    page = inspect_cache(folder, resolve(whole.base.path), out or folder.with_name(f"{folder.name}-inspect.html"))
+    typer.echo(f"Open {page}")
+
+
+def add_to(main: typer.Typer) -> None:
+    main.add_typer(app, name="cache")

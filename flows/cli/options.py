@@ -1,0 +1,96 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from components.animate.config import WeightedFile
+    from flows.recipes.recipe import Recipe
+    from infra.artifacts.artifacts import Artifact
+
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="The whole config to start from: pocket, pocket-full or sd15.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change one field of the recipe; may be repeated."),
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; finished work there is kept.")]
+CacheOption = Annotated[Path, typer.Option("--cache", help="A latent cache, made by `animateflow cache build`.")]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--base", help="Base model instead of the recipe's: a diffusers folder, a .safetensors file or a hub id."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+
+def recipe_with(name: str, overrides: list[str] | None, base: Path | None = None) -> Recipe:
+    """The recipe with every `--set`, and another base model where one is given."""
+    from flows.recipes.recipes import recipe_named
+    from infra.config import apply_overrides
+
+    given: list[str | tuple[str, object]] = list(overrides or [])
+    if base is not None:
+        given.insert(0, ("base.path", base))
+    return apply_overrides(recipe_named(name), given)
+
+
+def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
+    """`FILE:0.8` to the file and its scale; without `:scale` the default scale.
+
+    Raises:
+        UserError: the part after the last colon is no number and the whole is no file.
+    """
+    from components.animate.config import WeightedFile
+
+    if text is None:
+        return None
+    path, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return WeightedFile(path=Path(text), scale=scale)
+    try:
+        return WeightedFile(path=Path(path), scale=float(number))
+    except ValueError:
+        raise UserError(
+            f"{text!r} is neither a file nor FILE:SCALE.",
+            f"{number!r} is no number.",
+            "Write for example --motion-lora zoom-in.safetensors:0.8.",
+        ) from None
+
+
+def all_weighted(texts: list[str] | None) -> tuple[WeightedFile, ...]:
+    """`weighted` of each."""
+    return tuple(file for text in texts or () if (file := weighted(text)) is not None)
+
+
+def named(text: str) -> tuple[Path, str | None]:
+    """`FILE:WORD` to the file and its word."""
+    path, colon, word = text.rpartition(":")
+    return (Path(path), word) if colon else (Path(text), None)
+
+
+def tell(artifact: Artifact, next_step: str = "") -> None:
+    """Prints where the artifact is, what it counts and measures, and what one can do with it."""
+    typer.echo(f"{artifact.kind}  {artifact.folder}")
+    figures = {
+        **artifact.counts,
+        **{name: value for name, value in artifact.metrics.items() if isinstance(value, (int, float))},
+    }
+    for name, count in artifact.metrics.get("changes", {}).items():
+        figures[f"changed.{name}"] = count
+    for name, value in figures.items():
+        typer.echo(
+            f"  {name.replace('_', ' '):<28} {value:.6g}"
+            if isinstance(value, float)
+            else f"  {name.replace('_', ' '):<28} {value}"
+        )
+    if next_step:
+        typer.echo(f"Next: {next_step}")

@@ -1,1 +1,0 @@
-"""The command line, a file a subject. A module here imports nothing heavy until a command runs."""

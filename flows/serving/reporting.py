@@ -1,0 +1,148 @@
+"""How a step shows in Prefect: its logs, its retries, its progress, and its artifact with a picture."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from infra.artifacts.artifacts import Artifact
+from infra.errors import UserError
+from infra.logs import setup_logging
+
+if TYPE_CHECKING:
+    from components.train.report.log import StepReport
+
+PICTURE_BYTES_MAX = 1_000_000  # a picture travels inside the markdown, through the server's database
+PROGRESS_EVERY_SECONDS = 2.0
+RETRY_DELAYS_SECONDS: list[float] = [10.0, 60.0]
+
+
+def carry_out(title: str, make: Callable[[], Artifact], retries: int = 0) -> Artifact:
+    """Runs a step as one Prefect task. What failed by bad luck is tried again; a user's mistake is not.
+
+    The lines that the work logs under `animateflow.*` arrive in the run's log (PREFECT_LOGGING_EXTRA_LOGGERS names the
+    family; its level is ours to set).
+    """
+    setup_logging()
+    step = task(
+        name=title,
+        retries=retries,
+        retry_delay_seconds=RETRY_DELAYS_SECONDS,
+        retry_condition_fn=is_worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    return step(make)()
+
+
+def is_worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """False for a `UserError`: the same input fails the same way."""
+    return not isinstance(state.result(raise_on_failure=False), UserError)
+
+
+def show(artifact: Artifact, picture: str | None = None, links: Mapping[str, str] | None = None) -> Artifact:
+    """Puts the artifact's record, links to it and to pages in it, and a picture of it into Prefect; returns it."""
+    folder = artifact.folder.resolve()
+    create_table_artifact(
+        key=f"{artifact.kind}-record",
+        table=[{"what": name, "value": str(value)} for name, value in facts(artifact).items()],
+        description=f"The record of `{folder}`",
+    )
+    create_link_artifact(key=f"{artifact.kind}-folder", link=folder.as_uri(), link_text=str(folder))
+    for name, page in (links or {}).items():
+        create_link_artifact(key=f"{artifact.kind}-{name}", link=(folder / page).as_uri(), link_text=page)
+    create_markdown_artifact(key=f"{artifact.kind}-result", markdown=markdown(artifact, picture))
+    return artifact
+
+
+def facts(artifact: Artifact) -> dict[str, Any]:
+    """The record in a few flat lines."""
+    record = artifact.record
+    return {
+        "kind": artifact.kind,
+        "name": artifact.name,
+        "fingerprint": artifact.fingerprint,
+        **{
+            f"input {name}": f"{given['name']} ({given['fingerprint'][:12]})"
+            for name, given in record["inputs"].items()
+        },
+        **artifact.counts,
+        **artifact.metrics,
+        "seconds": record["seconds"],
+        "created": record["created"],
+    }
+
+
+def markdown(artifact: Artifact, picture: str | None) -> str:
+    """Headline, figures, path and, if small enough, the picture itself."""
+    lines = [f"# {artifact.kind} `{artifact.name}`", "", f"`{artifact.folder.resolve()}`", ""]
+    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in {**artifact.counts, **artifact.metrics}.items()]
+    if picture and (artifact.folder / picture).is_file():
+        lines += ["", inline(artifact.folder / picture)]
+    return "\n".join(lines)
+
+
+def inline(picture: Path) -> str:
+    """Markdown that holds the picture, or says where it is if it is large."""
+    if picture.stat().st_size > PICTURE_BYTES_MAX:
+        return f"`{picture.resolve()}`"
+    kind = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}[picture.suffix]
+    return f"![{picture.name}](data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()})"
+
+
+class TrainingProgress:
+    """An `on_step` for the trainer that keeps a Prefect progress artifact up to date, and shows the loss curves and
+    samples as they are made."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.artifact_id = cast(
+            UUID, create_progress_artifact(0.0, key=f"{stage}-progress", description=f"Training: {stage}")
+        )
+        self.told = 0.0
+        self.held_out: float | None = None
+
+    def __call__(self, report: StepReport) -> None:
+        self.held_out = self.held_out if report.held_out_loss is None else report.held_out_loss
+        for picture in map(Path, report.pictures):
+            what = "samples" if picture.parent.name == "samples" else picture.stem
+            create_markdown_artifact(
+                key=f"{self.stage}-{what}",
+                markdown=f"# {self.stage}, step {report.step:,}: {what}\n\n{inline(picture)}",
+                description=f"{what} at step {report.step:,} of {report.steps:,}",
+            )
+        if time.monotonic() - self.told < PROGRESS_EVERY_SECONDS and report.step < report.steps:
+            return
+        self.told = time.monotonic()
+        update_progress_artifact(
+            self.artifact_id,
+            progress=100.0 * report.step / report.steps,
+            description=f"{self.stage}: step {report.step} of {report.steps}, loss {report.loss:.4f}, "
+            + ("" if self.held_out is None else f"held-out loss {self.held_out:.4f}, ")
+            + f"{report.samples_per_second:.1f} samples/s",
+        )
+
+    def done(self) -> None:
+        """To 100 %, also where the artifact was there already."""
+        update_progress_artifact(self.artifact_id, progress=100.0)
+
+
+def first_picture(folder: Path, pattern: str) -> str | None:
+    """The relative path of the first file that matches, for `show`."""
+    return next((path.relative_to(folder).as_posix() for path in sorted(folder.glob(pattern))), None)

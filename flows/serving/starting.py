@@ -1,0 +1,73 @@
+"""Starts a deployed flow on a Prefect server and follows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.serving.up import api_address
+from infra.config import parse_override
+from infra.errors import UserError, WorkError
+from infra.runtime import QUIET
+
+FLOWS = (
+    "build-latent-cache",
+    "train-domain-adapter",
+    "train-motion-module",
+    "train-motion-lora",
+    "animate",
+    "benchmark",
+    "pipeline",
+)
+DEFAULT_RECIPE = "pocket"
+
+
+def start_run(
+    flow: str, recipe: str, overrides: Sequence[str], parameters: Sequence[str], watch: bool, state: Path
+) -> None:
+    """`prefect deployment run FLOW/RECIPE` with our parameters, against the running server.
+
+    Raises:
+        UserError: no such flow or recipe, no server, or a parameter that the flow refuses.
+        WorkError: the run was followed and did not complete.
+    """
+    if flow not in FLOWS:
+        raise UserError(
+            f"There is no flow {flow!r}.", f"Flows: {', '.join(FLOWS)}.", "Name one, as FLOW or FLOW/RECIPE."
+        )
+    for override in overrides:
+        parse_override(override)
+    given = {
+        **dict(parse_override(text) for text in parameters),
+        **({"overrides": list(overrides)} if overrides else {}),
+    }
+    api = api_address(state)
+    known = deployments_of(flow, api)
+    if recipe not in known:
+        raise UserError(
+            f"The flow {flow} has no deployment {recipe!r}.",
+            f"It is deployed for: {', '.join(known) or 'nothing'}.",
+            "Name one of these, as FLOW/RECIPE." if known else "Run `animateflow up`, which deploys every flow.",
+        )
+    command = [sys.executable, "-m", "prefect", "deployment", "run", f"{flow}/{recipe}", "--params", json.dumps(given)]
+    environment = {**os.environ, **QUIET, "PREFECT_API_URL": api, "PREFECT_HOME": str(state / "prefect")}
+    code = subprocess.run(command + ["--watch"] * watch, env=environment, check=False).returncode
+    if code and watch:
+        raise WorkError(
+            f"The run of {flow}/{recipe} did not complete.", "", "Its log is in Prefect, at the address above."
+        )
+    if code:
+        raise UserError(f"Prefect refused to start {flow}/{recipe}.", "The reason is above.", "Correct the parameters.")
+
+
+def deployments_of(flow: str, api: str) -> list[str]:
+    """The names of a flow's deployments, which are the recipes it is deployed for."""
+    import httpx
+
+    answer = httpx.post(f"{api}/deployments/filter", json={"flows": {"name": {"any_": [flow]}}}, timeout=30)
+    answer.raise_for_status()
+    return sorted(str(deployment["name"]) for deployment in answer.json())

@@ -1,0 +1,258 @@
+"""The same work on several processes at once, by Ray Train: they know each other through `torch.distributed`.
+
+Ray Train starts the processes, joins them, and tells when one of them is gone. What happens then is ours: its own
+retries count a mistake in the input like a machine that burnt down, and never forget a failure that was got over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.errors import AnimateflowError, UserError, WorkError
+from infra.logs import get_logger
+from infra.runtime import quiet_environment, ray_session
+from infra.workers import talk as worker_talk
+from infra.workers.talk import Inbox
+
+LOOK_SECONDS = 0.2
+REACH_SECONDS = 10
+# Set where the user has not. Ray's own defaults: looks every 2 s; workers move into a folder of Ray's, which breaks
+# every relative path; and the processes of a group that has lost one wait 30 s for it to say goodbye.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
+}
+LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|process group", re.IGNORECASE)
+log = get_logger("infra")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What the driver does meanwhile."""
+
+    hear: Callable[[str], None] = lambda line: None
+    """Gets each line that a worker tells."""
+    stop: Callable[[], str | None] = lambda: None
+    """Why the workers should stop, once they should."""
+    progress: Callable[[], object] = lambda: None
+    """Something that changes when work is saved: failures count from there."""
+
+
+def run_on_workers(
+    work: Callable[[], None],
+    folder: Path,
+    workers: int,
+    gpus: bool | None = None,
+    listener: Listener | None = None,
+    attempts: int = 3,
+) -> None:
+    """Runs `work` on every worker until all are done, one CPU or GPU each (`gpus` None: GPUs where Ray has any), inside
+    a `session`.
+
+    When a worker dies all of them start again, at most `attempts` times without progress in between: work that goes on
+    from what it saved loses little.
+
+    Raises:
+        AnimateflowError: what the work raised on a worker, as it is.
+        UserError: Ray has fewer CPUs or GPUs than workers are asked for.
+        WorkError: workers keep dying.
+    """
+    listener, failures = listener or Listener(), 0
+    folder = folder.absolute()
+    inbox = Inbox(folder)
+    on_gpus, cpus = _resources(workers, gpus)
+    worker_talk.open_place(folder)
+    try:
+        while True:
+            before = listener.progress()
+            error = _fit(_trainer(work, folder, workers, on_gpus, cpus), folder, inbox, listener)
+            if error is None:
+                return
+            failures = failures + 1 if listener.progress() == before else 1
+            if meaning := _meaning(error):
+                raise meaning from (None if isinstance(meaning, AnimateflowError) else error)
+            if failures > attempts:
+                raise _keeps_dying(failures, error)
+            log.warning("A worker died (%s); all go on from what is saved.", _last_line(error))
+    finally:
+        worker_talk.forget(folder)
+
+
+@contextmanager
+def session(workers: int, address: str | None = None) -> Iterator[None]:
+    """Ray for `run_on_workers`: the running one, the cluster at `address`, or a local one with room for the workers.
+
+    Raises:
+        UserError: there is no cluster at `address`.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with ExitStack() as stack:
+        try:
+            _reach(address)
+            stack.enter_context(ray_session(address, max(workers, os.cpu_count() or 1), log_to_driver=False))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"No Ray cluster answers at {address!r}: {_last_line(error)}",
+                "An address is HOST:PORT of the head node, or `auto` on a machine of the cluster.",
+                "Start one with `ray start --head`, or leave --ray-address out to use this machine alone.",
+            ) from None
+        yield
+
+
+def _reach(address: str | None) -> None:
+    """Fails at once where nobody listens at HOST:PORT; Ray asks for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+
+
+def _resources(workers: int, gpus: bool | None) -> tuple[bool, int]:
+    """Whether workers have a GPU each, and how many CPUs each has."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    on_gpus = resources.get("GPU", 0) >= 1 if gpus is None else gpus
+    kind = "GPU" if on_gpus else "CPU"
+    there = int(resources.get(kind, 0))
+    if there < workers:
+        raise UserError(
+            f"{workers} workers need a {kind} each, and Ray has {there}.",
+            "Workers that share one would only wait for each other.",
+            f"Set --workers to {max(1, there)} or less, or name a larger cluster with --ray-address.",
+        )
+    if on_gpus:
+        return True, 1
+    # As many CPUs each as all the nodes can give; Ray sets OMP_NUM_THREADS to that.
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in found if node["Alive"]]
+    room = [each for each in range(1, max(nodes) + 1) if sum(cpus // each for cpus in nodes) >= workers]
+    return False, max(room, default=1)
+
+
+def _trainer(work: Callable[[], None], folder: Path, workers: int, gpus: bool, cpus: int) -> Any:
+    import ray.train
+    from ray import cloudpickle
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    api: Any = ray.train  # its types are those of the API before the present one
+    # As bytes, so that what cannot be unpickled there (an input that is not on that machine) is the work's own error.
+    pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
+    here = Path.cwd()
+
+    def on_worker() -> None:
+        _on_worker(pickled, folder, here)
+
+    return TorchTrainer(
+        on_worker,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=api.ScalingConfig(
+            num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})}
+        ),
+        run_config=api.RunConfig(
+            name="ray",
+            storage_path=str(worker_talk.place_in(folder)),
+            failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=0),
+            logging_config=api.LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+
+
+def _on_worker(pickled: bytes, folder: Path, here: Path) -> None:
+    import torch
+
+    quiet_environment()
+    rank = torch.distributed.get_rank()
+    if here.is_dir():
+        os.chdir(here)
+    if not worker_talk.place_in(folder).is_dir():
+        raise UserError(
+            f"Worker {rank} on {os.uname().nodename} does not see {folder}.",
+            "All workers read checkpoints there, and one writes them.",
+            "Name an --out on a disk that all machines of the cluster share.",
+        )
+    worker_talk.log_to_driver(folder, logging.INFO if rank == 0 else logging.WARNING)
+    pickle.loads(pickled)()
+
+
+def _fit(trainer: Any, folder: Path, inbox: Inbox, listener: Listener) -> Exception | None:
+    """Waits for the workers; their error, or None.
+
+    Ray Train waits in a thread of its own: in the main one it would take over Ctrl-C, for good, to abort the run.
+    """
+    ended: list[Exception | None] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            ended.append(None)
+        except Exception as error:  # noqa: BLE001  it is looked at in the other thread
+            ended.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_SECONDS)
+        inbox.hand_on(listener.hear)
+        if reason := listener.stop():
+            worker_talk.ask_to_stop(folder, reason)
+    inbox.hand_on(listener.hear)
+    return ended[0] if ended else RuntimeError("Ray Train ended without a word.")
+
+
+def _meaning(error: Exception) -> Exception | None:
+    """What is wrong, where starting again would not help; None where a worker is gone."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    causes = [failures[rank] for rank in sorted(failures)]
+    for cause in causes:
+        if isinstance(cause, AnimateflowError):
+            return cause
+    not_started = getattr(error, "controller_failure", None)
+    if not_started is not None:
+        if _is_loss(not_started) and "Timeout" not in type(not_started).__name__:
+            return None
+        return WorkError(
+            f"Ray Train could not start the workers: {_last_line(error)}",
+            "The cluster is busy, or its nodes come and go. What is saved is kept.",
+            "Look at the cluster with `ray status`, and run the same command again.",
+        )
+    if not causes:
+        return error
+    return next((cause for cause in causes if not _is_loss(cause)), None)
+
+
+def _is_loss(cause: Exception) -> bool:
+    """Whether a worker is gone, or misses another one."""
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    return isinstance(cause, (RayError, RayTrainError)) or (
+        isinstance(cause, RuntimeError) and LOST.search(str(cause)) is not None
+    )
+
+
+def _keeps_dying(failures: int, error: Exception) -> WorkError:
+    return WorkError(
+        f"Workers died {failures} times without progress: {_last_line(error)}",
+        "A machine may lack memory, or something kills its processes. What is saved is kept.",
+        "Run the same command again to go on from there; with fewer --workers on a machine, each has more memory.",
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

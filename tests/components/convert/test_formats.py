@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.convert import formats
+from components.convert.formats import export_fresh, export_original, import_original
+from components.convert.info import describe
+from components.files.names import motion_to_original
+from components.lora import lora
+from components.motion import files as motion_files
+from components.motion.files import load_motion_module
+from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter
+from components.motion.presets import PRESETS
+from infra.errors import UserError
+from tests.components import original_names as names
+
+LORA_KINDS = ("domain-adapter", "motion-lora")
+
+
+@pytest.mark.parametrize(
+    ("preset", "widths", "positions", "keys", "parameters"),
+    [
+        ("v1", names.SD15, 24, 560, 417_137_600),
+        ("v2", names.SD15, 32, 588, 453_209_280),
+        ("v3", names.SD15, 32, 560, 417_137_600),
+        ("sdxl-beta", names.SDXL, 32, 420, 236_779_200),
+    ],
+)
+def test_presets_have_the_tensors_of_the_published_rules(
+    preset: Any, widths: tuple[int, ...], positions: int, keys: int, parameters: int
+) -> None:
+    with torch.device("meta"):
+        base = formats.base_shape("sdxl" if preset == "sdxl-beta" else "sd15")
+        adapter = fresh_motion_adapter(MotionModuleConfig(preset=preset), base)
+    found = {name: tuple(tensor.shape) for name, tensor in motion_to_original(adapter.state_dict()).items()}
+    expected = names.motion_module(widths, positions, mid_block=preset == "v2")
+    assert found == expected
+    assert len(expected) == keys
+    assert sum(math.prod(shape) for name, shape in expected.items() if not name.endswith(".pe")) == parameters
+
+
+@pytest.mark.parametrize("preset", ["v1", "v2", "v3"])
+def test_a_full_size_export_is_read_exactly_by_diffusers(preset: Any, tmp_path: Path) -> None:
+    """Constant tensors, each of its own value: a gigabyte of random numbers would take longer and show no more."""
+    from diffusers import MotionAdapter
+
+    config = MotionModuleConfig(preset=preset)
+    with torch.device("meta"):
+        adapter = fresh_motion_adapter(config, formats.base_shape("sd15"))
+    state = {
+        name: torch.full(tensor.shape, index / 1024, dtype=torch.float16)
+        for index, (name, tensor) in enumerate(adapter.state_dict().items())
+        if not name.endswith(".pe")
+    }
+    positions = {n: names.sinusoid(*t.shape[1:]).half() for n, t in adapter.state_dict().items() if n.endswith(".pe")}
+    adapter.save_config(tmp_path / "config")
+    file = tmp_path / f"{preset}.safetensors"
+    motion_files.write_motion_original(file, state | positions, formats.motion_notes(config))
+
+    with safe_open(file, "pt") as opened:
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    assert shapes == names.motion_module(names.SD15, PRESETS[preset].positions, mid_block=preset == "v2")
+    read = MotionAdapter.from_single_file(
+        str(file), config=str(tmp_path / "config"), local_files_only=True, torch_dtype=torch.float16
+    ).state_dict()
+    assert names.equal({name: read[name] for name in state}, state)
+    assert read.keys() == state.keys() | positions.keys()
+    assert describe(file)["preset"] == preset
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["motion-module", *LORA_KINDS])
+def test_original_files_come_back_byte_for_byte(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = names.original(kind, dtype)
+    save_file(tensors, tmp_path / "original.safetensors", names.POCKET_NOTES)
+    target = tmp_path / ("folder" if kind == "motion-module" else "ours.safetensors")
+    ours = import_original(tmp_path / "original.safetensors", target)
+    export_original(ours, tmp_path / "back.safetensors")
+    assert names.equal(load_file(tmp_path / "back.safetensors"), tensors)
+    assert describe(ours)["format"] == "diffusers"
+
+
+def test_a_trained_module_makes_the_round_trip_with_its_notes(trained: dict[str, Path], tmp_path: Path) -> None:
+    file = export_original(trained["motion-module"], tmp_path / "mm.safetensors")
+    folder = import_original(file, tmp_path / "back")
+    (before, notes), (after, notes_after) = load_motion_module(trained["motion-module"]), load_motion_module(folder)
+    assert names.equal(after.state_dict(), before.state_dict())
+    assert notes_after == notes
+
+
+@pytest.mark.parametrize("kind", LORA_KINDS)
+def test_lora_names_lead_the_official_loader_to_its_layer(kind: str, trained: dict[str, Path]) -> None:
+    """`load_diffusers_lora` of the official code finds a layer by deleting these parts of a name."""
+    file = next((trained[kind] / "original").glob("*.safetensors"))
+    ours = load_file(next(trained[kind].glob("*.safetensors")))
+    for name, down in load_file(file).items():
+        if ".down." not in name:
+            continue
+        layer = name.replace("processor.", "").replace("_lora", "").replace("down.", "")
+        layer = layer.replace("to_out.", "to_out.0.").removesuffix(".weight")
+        if kind == "motion-lora":
+            assert ".temporal_transformer.transformer_blocks.0.attention_blocks." in layer
+            layer = layer.replace(".temporal_transformer", "")
+            layer = layer.replace("attention_blocks.0", "attn1").replace("attention_blocks.1", "attn2")
+        assert torch.equal(ours[f"unet.{layer}.lora_A.weight"], down)
+        assert torch.equal(ours[f"unet.{layer}.lora_B.weight"], load_file(file)[name.replace(".down.", ".up.")])
+
+
+@pytest.mark.parametrize("kind", ["motion-module", *LORA_KINDS])
+def test_missing_and_unexpected_tensors_are_listed(kind: str, tmp_path: Path) -> None:
+    def refused(tensors: dict[str, Tensor]) -> str:
+        save_file(tensors, tmp_path / "a.safetensors", names.POCKET_NOTES)
+        with pytest.raises(UserError) as caught:
+            load_motion_module(tmp_path / "a.safetensors") if kind == "motion-module" else lora.load(
+                tmp_path / "a.safetensors", kind
+            )
+        assert caught.value.exit_code == 2
+        return str(caught.value)
+
+    whole = names.original(kind)
+    gone = [name for name in whole if name.startswith("up_blocks.1") and not name.endswith(".pe")][5]
+    less = {name: tensor for name, tensor in whole.items() if name != gone}
+    assert "up_blocks.1" in refused(less)
+    assert "missing" in refused(less)
+    assert "up_blocks.7.strange" in refused({**whole, "up_blocks.7.strange": torch.zeros(2)})
+    assert gone.split(".weight")[0].split(".")[0] in refused({**less, gone: torch.zeros(3, 3)})
+    assert "NaN" in refused({**whole, gone: torch.full_like(whole[gone], math.nan)})
+    assert "not as floating-point" in refused({**whole, gone: whole[gone].to(torch.int64)})
+
+
+def test_a_fresh_file_needs_no_weights(base_folder: Path, tmp_path: Path) -> None:
+    config = MotionModuleConfig(preset="from-base")
+    file = export_fresh(config, str(base_folder), tmp_path / "a.safetensors", 3, "fp16")
+    tensors = load_file(file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert shapes == names.motion_module(names.POCKET, 32, layers=1)
+    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+    assert all(tensor.count_nonzero() == 0 for name, tensor in tensors.items() if ".proj_out." in name)
+    assert all(tensor.count_nonzero() > 0 for name, tensor in tensors.items() if name.endswith("to_q.weight"))
+    again = export_fresh(
+        MotionModuleConfig(preset="from-base"), str(base_folder), tmp_path / "b.safetensors", 3, "fp16"
+    )
+    assert again.read_bytes() == file.read_bytes()
+    with pytest.raises(UserError, match="Known by name: sd15, sdxl"):
+        export_fresh(MotionModuleConfig(preset="v3"), "sd16", tmp_path / "c.safetensors")
+    with pytest.raises(UserError, match="Preset v3 is for a base model of widths"):
+        export_fresh(MotionModuleConfig(preset="v3"), str(base_folder), tmp_path / "c.safetensors")
+
+
+def test_exporting_what_has_no_original_format(tmp_path: Path, base_folder: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="a file of unknown kind"):
+        export_original(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    config = MotionModuleConfig(preset="from-base", network="temporal-convolution")
+    adapter = fresh_motion_adapter(config, formats.base_shape(str(base_folder)))
+    motion_files.save_motion_module(tmp_path / "mm", adapter, formats.motion_notes(config))
+    with pytest.raises(UserError, match="temporal convolutions"):
+        export_original(tmp_path / "mm", tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_values_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
+    tensors = names.original("motion-lora")
+    tensors[next(iter(tensors))][0, 0] = 1e6
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="fp16 cannot hold"):
+        export_original(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "fp16")
+    export_original(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "bf16")
+    assert describe(tmp_path / "b.safetensors")["dtypes"] == ["BF16"]
