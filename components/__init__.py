@@ -1,0 +1,1 @@
+"""What is learned, and how: torch, diffusers and peft, never Ray or Prefect; imports infra."""

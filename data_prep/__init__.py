@@ -1,1 +1,1 @@
-"""Videos to latents: sources, checks, decoding, encoding, the latent cache."""
+"""Videos to latents, on Ray Data; imports components and infra."""

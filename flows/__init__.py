@@ -1,1 +1,2 @@
-"""What we run: recipes, Prefect flows and the command line. The only place that knows Prefect."""
+"""What we run: recipes, Prefect flows and the command line, and the only room that knows Prefect; imports every
+room."""

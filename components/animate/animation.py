@@ -12,6 +12,7 @@ from components.animate.config import AnimationConfig, AnimationModels, inputs_o
 from components.files.inputs import existing
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact
+from infra.artifacts.sealing import write_json
 from infra.config import Config
 from infra.video import write_gif, write_mp4
 
@@ -68,7 +69,7 @@ def animate(
         hashes = {name: {"kind": given.kind, "sha256": given.fingerprint} for name, given in inputs.items()}
         row = {**config.model_dump(mode="json"), "models": models.model_dump(mode="json"), "hashes": hashes}
         row |= {"height": int(frames.shape[1]), "width": int(frames.shape[2])}
-        artifacts.write_json(draft.folder / "animation.json", row)
+        write_json(draft.folder / "animation.json", row)
         draft.counts["frames"] = len(frames)
         change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean() if len(frames) > 1 else 0.0
         draft.metrics["change_per_frame"] = round(float(change), 4)

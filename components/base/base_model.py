@@ -15,13 +15,13 @@ from torch import nn
 
 from components.base.embeddings import add_embedding
 from components.base.files import check_folder, check_single_file
-from components.base.hub import LOADING_ERRORS, WHAT_IS_A_BASE, first_line, from_hub
-from components.base.hub import resolve as resolve
+from components.base.hub import LOADING_ERRORS, WHAT_IS_A_BASE, first_line, from_hub, resolve
 from components.diffusion.noise import Prediction
 from components.files.kinds import KINDS, MEANINGS, OPTIONS
 from components.files.weight_files import Header, check_numbers, read_header
 from components.lora.kohya import fold_lora
 from infra.artifacts import artifacts
+from infra.artifacts.sealing import RECORD
 from infra.config import Config
 from infra.errors import UserError
 from infra.hashing import sha256_json, sha256_path
@@ -157,7 +157,7 @@ def _from_folder(folder: Path) -> StableDiffusionPipeline:
 
 
 def _what_else(folder: Path) -> str:
-    if (folder / artifacts.RECORD).is_file():
+    if (folder / RECORD).is_file():
         return f"{folder} is a {artifacts.load(folder).kind}: pass the base model that it was made with."
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     return f"Pass the file itself: {folder / files[0]}." if files else "Check the path."

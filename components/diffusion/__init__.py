@@ -1,0 +1,1 @@
+"""Noise, the training objective and the samplers; imports infra only."""

@@ -1,0 +1,1 @@
+"""Weight files, read and written safely; imports infra only."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from components.files.kinds import wrong_kind
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Input
+from infra.artifacts.sealing import RECORD
 from infra.errors import UserError
 
 WEIGHTS = {
@@ -48,7 +49,7 @@ def weights_input(path: Path, kind: str) -> Input:
     Raises:
         UserError: nothing there, or an artifact of another kind.
     """
-    if (existing(path, kind.replace("-", " ")) / artifacts.RECORD).is_file():
+    if (existing(path, kind.replace("-", " ")) / RECORD).is_file():
         found = artifacts.load(path)
         if found.kind != kind:
             raise wrong_kind(path, found.kind, kind)

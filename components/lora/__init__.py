@@ -1,0 +1,1 @@
+"""Low-rank adaptation: domain adapters, MotionLoRAs and kohya's LoRAs; imports files."""

@@ -1,0 +1,1 @@
+"""The motion module: the temporal transformer and its files; imports files."""

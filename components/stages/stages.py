@@ -31,6 +31,7 @@ from components.train.ranks import place_of
 from components.train.step import Task
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact, Draft, Input
+from infra.artifacts.sealing import write_json
 from infra.config import Config, execution
 
 FIGURES = "figures.json"
@@ -228,7 +229,7 @@ def _leaves(result: TrainResult, config: TrainConfig, folder: Path) -> bool:
     place = place_of(config.device)
     if place.rank == 0:
         figures = {"counts": result.counts, "metrics": {**result.metrics, "workers": place.ranks}}
-        artifacts.write_json(folder / FIGURES, figures)
+        write_json(folder / FIGURES, figures)
     return place.rank == 0
 
 

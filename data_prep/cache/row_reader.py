@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infra.artifacts.artifacts import RECORD
+from infra.artifacts.sealing import RECORD
 from infra.errors import WorkError
 
 OPEN_SHARDS_MAX = 64  # an open shard keeps its footer in memory, 0.5 to 1 MiB

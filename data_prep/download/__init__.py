@@ -1,0 +1,1 @@
+"""Videos fetched from the addresses of a table; imports infra only."""

@@ -1,0 +1,1 @@
+"""Frames to latents in shards, on Ray Data; imports video, cache, filters, sources and the config."""

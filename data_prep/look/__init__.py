@@ -1,0 +1,1 @@
+"""A latent cache as a page of pictures and histograms; imports everything in data_prep but builder."""

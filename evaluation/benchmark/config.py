@@ -19,6 +19,7 @@ from evaluation.results.samples import (
 )
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Input
+from infra.artifacts.sealing import RECORD
 from infra.config import Config
 from infra.errors import UserError
 
@@ -60,7 +61,7 @@ class BenchmarkMethod(Config):
             raise UserError(
                 f"Method {self.name!r}: {path} does not exist.", f"It was given as its {part}.", "Check the path."
             )
-        if (path / artifacts.RECORD).is_file():
+        if (path / RECORD).is_file():
             return artifacts.load(path).as_input()
         return artifacts.outside(weight_file(path), part.rstrip("_0123456789").replace("_", "-"))
 

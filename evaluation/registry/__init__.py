@@ -1,0 +1,1 @@
+"""Which models are benchmarked, and where they come from; imports components and infra."""

@@ -1,0 +1,1 @@
+"""Rows of scores, their statistics and their overview picture; imports metrics."""

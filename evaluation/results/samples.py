@@ -19,7 +19,7 @@ from PIL import Image
 from components.clip.clip import ClipEncoder, Float
 from evaluation.metrics.clip_scores import score_clip
 from evaluation.metrics.motion import measure_motion
-from infra.artifacts.artifacts import write_json
+from infra.artifacts.sealing import write_json
 from infra.hashing import sha256_file
 from infra.video import UInt8, read_mp4, write_mp4
 

@@ -33,7 +33,7 @@ def latent_cache(
     download: bool = False,
 ) -> Artifact:
     """Videos → latents, encoded by the base model's VAE."""
-    from components.base.base_model import resolve
+    from components.base.hub import resolve
     from data_prep.builder.build import build_latent_cache
 
     return build_latent_cache(config, source, videos, resolve(base.path), out, prune, download)

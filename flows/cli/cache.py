@@ -85,7 +85,7 @@ def plan(
 
     Example: `animateflow cache plan --source webvid.csv --videos videos/ --gpus 8 --cpus 128 --frames-per-second 900`
     """
-    from components.base.base_model import resolve
+    from components.base.hub import resolve
     from data_prep.builder.estimate import estimate
 
     whole = recipe_with(recipe, overrides, base)
@@ -119,7 +119,7 @@ def inspect(
 
     `--base` must be the model whose VAE encoded the cache.
     """
-    from components.base.base_model import resolve
+    from components.base.hub import resolve
     from data_prep.look.inspect import inspect_cache
 
     whole = recipe_with(recipe, None, base)

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact
+from infra.artifacts.sealing import RECORD
 from infra.pocket.build import PocketModels, build_models, write_checksums
 
 STAGES = {"domain-adapter": "domain-adapter", "motion-module": "motion-module", "motion-lora": "motion-lora-zoom-in"}
@@ -35,7 +35,7 @@ def build_pocket_weights(config: PocketModels, overrides: list[str], root: Path)
 def assemble(models: Path, trained: list[Artifact], out: Path) -> Path:
     """Copies models and stages into `out`, stages in fp16 and without logs, and writes the checksums."""
     for path in models.iterdir():
-        if path.name != artifacts.RECORD:
+        if path.name != RECORD:
             _copy(path, out / path.name)
     for artifact in trained:
         target = out / STAGES[artifact.kind]

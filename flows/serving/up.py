@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.artifacts.artifacts import write_json
+from infra.artifacts.sealing import write_json
 from infra.errors import UserError, WorkError
 from infra.logs import get_logger
 from infra.runtime import QUIET

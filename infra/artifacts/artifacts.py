@@ -18,9 +18,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from infra.artifacts.sealing import DRAFT, before_of, finish_replacing, is_of_a_full_disk, locked, partial_of, share
-from infra.artifacts.sealing import RECORD as RECORD
-from infra.artifacts.sealing import write_json as write_json
+from infra.artifacts.sealing import (
+    DRAFT,
+    RECORD,
+    before_of,
+    finish_replacing,
+    is_of_a_full_disk,
+    locked,
+    partial_of,
+    share,
+    write_json,
+)
 from infra.config import Config
 from infra.errors import UserError
 from infra.hashing import sha256_json, sha256_path

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infra.artifacts.artifacts import write_json
+from infra.artifacts.sealing import write_json
 from infra.pocket.clips import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, every_prompt
 from infra.pocket.image_model import PICTURE_SIZE, TEXT_LENGTH, fit, stills, to_pixels, tokenize
 from infra.video import UInt8

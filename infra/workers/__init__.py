@@ -1,0 +1,1 @@
+"""Several processes that train together, by Ray Train, and their messages; imports the files of infra only."""

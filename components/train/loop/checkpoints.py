@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infra.artifacts.artifacts import write_json
+from infra.artifacts.sealing import write_json
 from infra.errors import AnimateflowError, UserError
 from infra.hashing import sha256_file
 from infra.logs import get_logger

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from components.train.batch import BatchSource, ClipBatch
-from components.train.config import TrainConfig as TrainConfig
-from components.train.config import learning_rate_at
+from components.train.config import TrainConfig, learning_rate_at
 from components.train.loop import checkpoints, guards
 from components.train.loop import state as train_state
 from components.train.ranks import alone, any_of_all, check_same, place_of, wait_for_all
@@ -31,8 +30,7 @@ from components.train.report.held_out import averaged_weights, measure
 from components.train.report.log import Curves, StepReport, StopRequest, plot_loss, stop_signals
 from components.train.report.meter import Meter
 from components.train.report.samples import Samples
-from components.train.step import Stepper
-from components.train.step import Task as Task
+from components.train.step import Stepper, Task
 from infra import runtime
 from infra.errors import WorkError
 from infra.logs import get_logger

@@ -1,0 +1,1 @@
+"""What a training shows: curves, samples, memory and held-out losses; imports train and diffusion."""

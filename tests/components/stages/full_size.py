@@ -41,7 +41,8 @@ from components.stages import models as stage_models
 from components.stages import stages
 from components.train.activation_checkpointing import Checkpointing
 from components.train.config import TrainConfig
-from components.train.loop.trainer import Task, train
+from components.train.loop.trainer import train
+from components.train.step import Task
 from infra.runtime import quiet_environment
 from tests.components.conftest import DrawnClips
 

@@ -16,8 +16,9 @@ from components.stages import stages
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig, learning_rate_at
 from components.train.loop import checkpoints
-from components.train.loop.trainer import Task, TrainingStoppedError, train
+from components.train.loop.trainer import TrainingStoppedError, train
 from components.train.report.log import StepReport
+from components.train.step import Task
 from infra.errors import UserError, WorkError
 from tests.components.conftest import CACHE_INPUT, DrawnClips
 

@@ -12,6 +12,7 @@ import pytest
 
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Input
+from infra.artifacts.sealing import write_json
 from infra.config import Config, execution
 from infra.errors import UserError
 
@@ -86,7 +87,7 @@ def test_drift_names_every_field_and_input_that_differs(tmp_path: Path):
 
 def test_the_record_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    write = artifacts.write_json
+    write = write_json
     monkeypatch.setattr(
         artifacts,
         "write_json",
@@ -154,8 +155,8 @@ from infra import artifacts
 moment = sys.argv[3]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before-record":
-    write = artifacts.write_json
-    artifacts.write_json = lambda path, value: die() if path.name == artifacts.RECORD else write(path, value)
+    write = write_json
+    write_json = lambda path, value: die() if path.name == RECORD else write(path, value)
 if moment == "before-rename":
     os.replace = lambda a, b: die() if Path(b).name == "a" else os.rename(a, b)
 with artifacts.draft(Path(sys.argv[1]), KIND, Numbers(), {}, "saved") as draft:
