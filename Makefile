@@ -2,7 +2,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := flows components data_prep evaluation infra tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean bench bench-cache bench-train
+.PHONY: help setup demo test lint format lock clean bench bench-cache bench-train rooms
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -37,6 +37,9 @@ bench-cache: setup  ## videos to latents: ours, the bare VAE, a plain script (10
 bench-train: setup  ## training steps: ours, the bare UNet, the official step restated (15 minutes on two cores)
 	@$(BIN)/python -m components.bench.bench --json bench-train.json
 	@$(BIN)/python -m components.bench.bench --tricks
+
+rooms: setup  ## the picture and the table of the rooms in docs/architecture.md, from the imports
+	@$(BIN)/python -m infra.setup.rooms_picture
 
 lock: setup  ## requirements.lock from pyproject.toml
 	@.tools/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

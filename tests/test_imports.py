@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from infra.setup.rooms import LAYERS, MAY_IMPORT, ROOT, broken_rules, imports_of_files, layer_of, sources, unit_of
+from infra.setup.rooms import LAYERS, MAY_IMPORT, broken_rules, imports_of_files, layer_of, sources, unit_of
 
 FILES = sources()
 LINES_MAX = 300
@@ -106,9 +106,3 @@ def names_defined(source: str) -> set[str]:
 def test_imports_inside_functions_are_seen():
     graph = imports_of_files({"infra/a.py": "def f():\n    from infra.b import x", "infra/b.py": "x = 1"})
     assert graph == {"infra/a.py": {"infra/b.py"}, "infra/b.py": set()}
-
-
-def test_the_documents_table_is_the_declared_one():
-    from infra.setup.rooms import table
-
-    assert table() in (ROOT / "docs/architecture.md").read_text(encoding="utf-8")

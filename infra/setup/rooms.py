@@ -180,9 +180,18 @@ def layer_of(unit: str) -> int | None:
 
 
 def table() -> str:
-    """The layers as a table in Markdown, for docs/architecture.md."""
-    rows = ["| room | layers, lowest first; each imports lower ones only |", "|---|---|"]
-    for room, layers in LAYERS.items():
-        names = " · ".join(", ".join(f"`{name}`" for name in layer) for layer in layers)
-        rows.append(f"| `{room}/` | {names} |")
+    """The layers as a table in Markdown, the highest first, for docs/architecture.md."""
+    files = sources()
+    rows = ["| room | layer | folder or file | what lives there |", "|---|---|---|---|"]
+    for room in reversed(LAYERS):
+        for number, layer in reversed(list(enumerate(LAYERS[room]))):
+            rows += [
+                f"| {room} | {number} | `{room}/{name}` | {what_lives_in(f'{room}/{name}', files)} |" for name in layer
+            ]
     return "\n".join(rows)
+
+
+def what_lives_in(unit: str, files: Mapping[str, str]) -> str:
+    """The first sentence of a folder's or file's docstring, without what it imports."""
+    docstring = ast.get_docstring(ast.parse(files.get(unit) or files[f"{unit}/__init__.py"])) or ""
+    return " ".join(docstring.split()).partition("; ")[0].partition(". ")[0].rstrip(".:")
