@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "infra/pocket/weights/README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "infra/pocket/weights/README.md",
+    *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")),
+]
 ROOMS = "flows|components|data_prep|evaluation|infra|tests|docs"
 PATH = re.compile(rf"(?<![\w./-])(?:{ROOMS})/[\w./*-]+")
 MODULE = re.compile(rf"(?<![\w./])(?:{ROOMS})(?:\.\w+)+")

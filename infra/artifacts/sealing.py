@@ -6,7 +6,6 @@ A process may die between any two of these; whoever comes next finishes what was
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from infra.errors import UserError
 
@@ -23,40 +24,50 @@ DRAFT = "draft.json"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Holds the lock of an artifact's place, and gives the folder of its draft.
+    """Holds the lock of an artifact's folder, and gives the folder of its draft.
 
     Raises:
-        UserError: the place cannot be written, another run is writing it now, or its disk is full.
+        UserError: the folder cannot be written or locked, another run is writing it now, or its disk is full.
     """
+    lock = FileLock(folder.parent / f".{folder.name}.lock", blocking=False, fallback_to_soft=False)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("w")
-    except OSError as error:
+        lock.acquire()
+    except Timeout:
         raise UserError(
-            f"{folder} cannot be written: {error.strerror}.", "", "Name an --out folder that you may write to."
+            f"Another run is writing {folder} now.", "", "Wait for it to end, or name another --out."
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another run is writing {folder} now.", "", "Wait for it to end, or name another --out."
-            ) from None
-        try:
-            partial = partial_of(folder)
-            finish_replacing(folder, partial)
-            yield partial
-        except Exception as error:
-            if not is_of_a_full_disk(error):
-                raise
-            kept = "What a stopped run goes on from is kept."
-            raise UserError(
-                f"There is no room left on the disk of {folder}.",
-                kept if partial.exists() else "Nothing of this run is left on it.",
-                "Make room, and run the same command again; or name an --out on another disk.",
-            ) from None
-        finally:
-            (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_lockable(folder, error) from None
+    try:
+        partial = partial_of(folder)
+        finish_replacing(folder, partial)
+        yield partial
+    except Exception as error:
+        if not is_of_a_full_disk(error):
+            raise
+        kept = "What a stopped run goes on from is kept."
+        raise UserError(
+            f"There is no room left on the disk of {folder}.",
+            kept if partial.exists() else "Nothing of this run is left on it.",
+            "Make room, and run the same command again; or name an --out on another disk.",
+        ) from None
+    finally:
+        # Removed while it is held: whoever opened it meanwhile sees that it has no name any more, and opens it anew.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _not_lockable(folder: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        return UserError(
+            f"The file system of {folder} has no file locks: {error.strerror}.",
+            "Without them two runs could write the same artifact at once.",
+            "Name an --out on a local disk, or mount the file system with locks.",
+        )
+    return UserError(
+        f"{folder} cannot be written: {error.strerror}.", "", "Name an --out folder that you may write to."
+    )
 
 
 def finish_replacing(folder: Path, partial: Path) -> None:

@@ -151,7 +151,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.infra.artifacts.test_artifacts import KIND, Numbers
-from infra import artifacts
+from infra.artifacts import artifacts
 moment = sys.argv[3]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before-record":
