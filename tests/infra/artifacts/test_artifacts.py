@@ -152,11 +152,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.infra.artifacts.test_artifacts import KIND, Numbers
 from infra.artifacts import artifacts
+from infra.artifacts.sealing import RECORD
 moment = sys.argv[3]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before-record":
-    write = write_json
-    write_json = lambda path, value: die() if path.name == RECORD else write(path, value)
+    write = artifacts.write_json
+    artifacts.write_json = lambda path, value: die() if path.name == RECORD else write(path, value)
 if moment == "before-rename":
     os.replace = lambda a, b: die() if Path(b).name == "a" else os.rename(a, b)
 with artifacts.draft(Path(sys.argv[1]), KIND, Numbers(), {}, "saved") as draft:
