@@ -1,1 +1,1 @@
-"""The steps from videos to scores, which flows and command line share; imports recipes."""
+"""The steps from videos to scores, shared by flows and command line; imports recipes."""

@@ -182,12 +182,15 @@ def layer_of(unit: str) -> int | None:
 def table() -> str:
     """The layers as a table in Markdown, the highest first, for docs/architecture.md."""
     files = sources()
-    rows = ["| room | layer | folder or file | what lives there |", "|---|---|---|---|"]
+    rows = ["| layer | folder or file | what lives there | files |", "|---|---|---|---|"]
     for room in reversed(LAYERS):
         for number, layer in reversed(list(enumerate(LAYERS[room]))):
-            rows += [
-                f"| {room} | {number} | `{room}/{name}` | {what_lives_in(f'{room}/{name}', files)} |" for name in layer
-            ]
+            for unit in (f"{room}/{name}" for name in layer):
+                inside = [
+                    path.rpartition("/")[2].removesuffix(".py") for path in files if unit_of(path) == unit != path
+                ]
+                names = ", ".join(name for name in inside if name != "__init__")
+                rows.append(f"| {number} | `{unit}` | {what_lives_in(unit, files)} | {names} |")
     return "\n".join(rows)
 
 
