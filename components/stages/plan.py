@@ -15,10 +15,9 @@ from torch import nn
 
 from components.base.base_model import HUB_REFERENCE
 from components.base.files import config_of
-from components.lora import lora
 from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.stages.stage import Stage
 from components.train.activation_checkpointing import Checkpointing
-from components.train.config import TrainConfig
 from components.train.estimate import GIB, Memory, Shape, least_that_fits, memory, step_flops
 from infra.errors import UserError
 
@@ -48,6 +47,8 @@ GPUS = {
 }
 SHARES = (0.21, 0.31, 0.38)
 """Of the matmul rate: published trainers of Stable Diffusion; well-tuned eager; compiled. Assumed, not measured."""
+TEXT_LENGTH = 77
+FROM_BASE = MotionModuleConfig(preset="from-base")
 
 
 @dataclass(frozen=True)
@@ -94,27 +95,21 @@ class Plan:
 
 
 def plan(
-    stage: str,
-    train: TrainConfig,
-    base: Path,
-    latent_size: tuple[int, int],
-    gpu: str,
-    module: MotionModuleConfig | None = None,
-    rank: int = 0,
+    stage: Stage, base: Path, latent_size: tuple[int, int], gpu: str, module: MotionModuleConfig = FROM_BASE
 ) -> Plan:
-    """The plan of `domain-adapter`, `motion-module` or `motion-lora` on latents of this height and width.
+    """What a stage costs on latents of this height and width; `module` is the shape of the motion module that a stage
+    on clips is given, where it does not train one itself.
 
     Raises:
         UserError: an unknown GPU, or a base model whose UNet's config cannot be read.
     """
     if gpu not in GPUS:
         raise UserError(f"There is no figure for the GPU {gpu!r}.", f"Known: {', '.join(GPUS)}.", "Name one of these.")
-    settings = unet_settings(base)
-    frames = 1 if stage == "domain-adapter" else train.frames
-    shape = Shape(train.batch_size, frames, *latent_size, 77, int(settings["cross_attention_dim"]))
+    settings, train = unet_settings(base), stage.train
+    shape = Shape(train.batch_size, stage.frames, *latent_size, TEXT_LENGTH, int(settings["cross_attention_dim"]))
 
     def build() -> nn.Module:
-        return _model(stage, settings, module or MotionModuleConfig(preset="from-base"), rank)
+        return _model(stage, settings, module)
 
     model = build()
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
@@ -122,11 +117,15 @@ def plan(
     parts = train.gradient_accumulation
     moments = 1 if train.optimizer == "adamw-8bit" else 4
     room = GPUS[gpu].memory_gib * GIB
-    mode, needed = least_that_fits(room, memory(build(), shape, train.ema_decay is not None, moments))
-    flops = step_flops(model, shape) * parts
-    run = flops if mode == "none" else step_flops(build(), shape, mode or "full") * parts
+    mode, needed = least_that_fits(
+        room, memory(build(), shape, train.ema_decay is not None, moments, predict=stage.predictor)
+    )
+    flops = step_flops(model, shape, predict=stage.predictor) * parts
+    run = flops
+    if mode != "none":
+        run = step_flops(build(), shape, mode or "full", stage.predictor) * parts
     samples = train.steps * train.batch_size * parts
-    return Plan(stage, trained, frozen, train.steps, samples, flops, needed, mode, GPUS[gpu], run)
+    return Plan(stage.kind, trained, frozen, train.steps, samples, flops, needed, mode, GPUS[gpu], run)
 
 
 def unet_settings(base: Path) -> dict[str, Any]:
@@ -145,19 +144,15 @@ def unet_settings(base: Path) -> dict[str, Any]:
     return config_of(base, "unet")
 
 
-def _model(stage: str, settings: dict[str, Any], module: MotionModuleConfig, rank: int) -> nn.Module:
+def _model(stage: Stage, settings: dict[str, Any], module: MotionModuleConfig) -> nn.Module:
     """The stage's model on the meta device, with what learns marked."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(settings)
-        if stage != "domain-adapter":
-            unet = insert(unet, fresh_motion_adapter(module, unet))
-        if stage == "motion-module":
-            unet.requires_grad_(False)
-            for name, parameter in unet.named_parameters():
-                parameter.requires_grad_(".motion_modules." in name)
-        else:
-            lora.add_trainable(unet, stage, rank, seed=0)
+        if stage.clips:
+            own = stage if isinstance(stage, MotionModuleConfig) else module
+            unet = insert(unet, fresh_motion_adapter(own, unet))
+        stage.learn(unet)
     assert isinstance(unet, nn.Module)
     return unet
