@@ -50,3 +50,7 @@ class MotionModuleTraining(Stage, MotionModuleConfig):
     def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
         assert model.adapter is not None
         save_motion(folder, model.adapter, {**motion_state(model.unet), **weights}, notes)
+
+    @property
+    def new_module(self) -> MotionModuleConfig:
+        return self

@@ -151,8 +151,7 @@ def _model(stage: Stage, settings: dict[str, Any], module: MotionModuleConfig) -
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(settings)
         if stage.clips:
-            own = stage if isinstance(stage, MotionModuleConfig) else module
-            unet = insert(unet, fresh_motion_adapter(own, unet))
+            unet = insert(unet, fresh_motion_adapter(stage.new_module or module, unet))
         stage.learn(unet)
     assert isinstance(unet, nn.Module)
     return unet

@@ -1,8 +1,8 @@
 """A training stage, and the one function that runs any of them.
 
 A stage trains one kind of weights on a frozen base model and seals them as one artifact, in diffusers' format and in
-the original one. The paper's three (sec. 4) are in `domain_adapter`, `motion_module` and `motion_lora`. A new stage is a
-new subclass of `Stage` in a file of its own.
+the original one. The paper's three (sec. 4) are in `domain_adapter`, `motion_module` and `motion_lora`. A new stage
+is a new subclass of `Stage` in a file of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from components.base.base_model import BaseModel, fingerprint_of, prediction_of
 from components.base.text_states import TextStates
 from components.diffusion.objective import Predict, image_predictor, video_predictor
 from components.files.inputs import weights_input
+from components.motion.motion_module import MotionModuleConfig
 from components.stages.models import load_pipeline
 from components.train.batch import BatchSource
 from components.train.config import TrainConfig
@@ -97,6 +98,11 @@ class Stage(Config, ABC):
         """
 
     @property
+    def new_module(self) -> MotionModuleConfig | None:
+        """The shape of the motion module that this stage makes, if it makes one."""
+        return None
+
+    @property
     def predictor(self) -> Callable[[nn.Module], Predict]:
         """How the model is called on a batch."""
         return video_predictor if self.clips else image_predictor
@@ -170,7 +176,7 @@ def _given(stage: Stage, weights: Mapping[str, Path | None]) -> dict[str, Path]:
     for name in stage.required:
         if name not in given:
             what = name.replace("_", " ")
-            raise UserError(f"No {what} is given.", f"A {stage.title} is trained on a {what}.", f"Give a {what}.")
+            raise UserError(f"No {what} is given.", f"The {stage.title} is trained on a {what}.", f"Give a {what}.")
     return given
 
 

@@ -26,7 +26,10 @@ from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipelin
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 from components.base.base_model import BaseModel
-from components.stages import stages
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
+from components.stages.stage import train_stage
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig
 from components.train.loop import checkpoints
@@ -115,14 +118,14 @@ def _train(given: Given) -> None:
             shutil.copytree(last, kept(given.out), dirs_exist_ok=True)
 
     if given.stage == "domain-adapter":
-        adapter = stages.DomainAdapterTraining(train=TRAIN, rank=2)
-        stages.train_domain_adapter(adapter, base, clips, CACHE_INPUT, given.out, on_step=on_step)
+        adapter = DomainAdapterTraining(train=TRAIN, rank=2)
+        train_stage(adapter, base, clips, CACHE_INPUT, given.out, on_step=on_step)
     elif given.stage == "motion-module":
-        module = stages.MotionModuleTraining(train=TRAIN, preset="from-base")
-        stages.train_motion_module(module, base, clips, CACHE_INPUT, given.out, on_step=on_step)
+        module = MotionModuleTraining(train=TRAIN, preset="from-base")
+        train_stage(module, base, clips, CACHE_INPUT, given.out, on_step=on_step)
     else:
-        lora = stages.MotionLoraTraining(train=TRAIN, rank=2)
-        stages.train_motion_lora(lora, base, clips, CACHE_INPUT, given.out, given.motion_module, on_step=on_step)
+        lora = MotionLoraTraining(train=TRAIN, rank=2)
+        train_stage(lora, base, clips, CACHE_INPUT, given.out, {"motion_module": given.motion_module}, on_step=on_step)
 
 
 def _die_writing(at: int) -> None:
