@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from flows.chain.work import Work
+from flows.chain.workspace import Workspace
 from infra.config import apply_overrides
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -63,7 +63,7 @@ Prompt = Annotated[str | None, Field(description="What to see, and how it moves;
 Seed = Annotated[int | None, Field(ge=0, description="Same seed, same animation; empty: the recipe's.")]
 
 
-def explained(function: Function) -> Function:
+def with_parameter_docs(function: Function) -> Function:
     """Appends the parameters' descriptions to the docstring: the only place where Prefect looks for them."""
     hints = get_type_hints(function, include_extras=True)
     lines = [
@@ -76,7 +76,7 @@ def explained(function: Function) -> Function:
     return function
 
 
-def work_of(recipe: str, overrides: Sequence[str], root: Path | None) -> Work:
+def open_workspace(recipe: str, overrides: Sequence[str], root: Path | None) -> Workspace:
     """The recipe with its overrides under its root folder.
 
     Raises:
@@ -84,4 +84,4 @@ def work_of(recipe: str, overrides: Sequence[str], root: Path | None) -> Work:
     """
     from flows.recipes.recipes import recipe_named  # heavy, and not needed to deploy a flow
 
-    return Work(apply_overrides(recipe_named(recipe), list(overrides)), root or Path("runs") / recipe)
+    return Workspace(apply_overrides(recipe_named(recipe), list(overrides)), root or Path("runs") / recipe)

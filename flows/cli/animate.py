@@ -13,11 +13,11 @@ from flows.cli.options import (
     OutOption,
     RecipeOption,
     SetOption,
-    all_weighted,
-    named,
-    recipe_with,
-    tell,
-    weighted,
+    load_recipe,
+    parse_named,
+    parse_weighted,
+    parse_weighted_files,
+    print_artifact,
 )
 
 
@@ -65,24 +65,26 @@ def animate(
     from components.base.base_model import EmbeddingFile, LoraFile
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base)
     given = {"prompt": prompt, "seed": seed, "control_videos": tuple(control_video or ()) or None}
     changes = {name: value for name, value in given.items() if value is not None}
     model = whole.base
     if lora:
-        files = all_weighted(lora)
+        files = parse_weighted_files(lora)
         model = model.replace(loras=tuple(LoraFile(path=file.path, scale=file.scale) for file in files))
     if embedding:
-        pairs = [(Path(text), None) if Path(text).exists() else named(text) for text in embedding]
+        pairs = [(Path(text), None) if Path(text).exists() else parse_named(text) for text in embedding]
         model = model.replace(embeddings=tuple(EmbeddingFile(path=path, token=token) for path, token in pairs))
     models = AnimationModels(
         base=model,
         motion_module=motion_module,
-        motion_loras=all_weighted(motion_lora),
-        domain_adapter=weighted(domain_adapter),
-        controlnets=all_weighted(controlnet),
+        motion_loras=parse_weighted_files(motion_lora),
+        domain_adapter=parse_weighted(domain_adapter),
+        controlnets=parse_weighted_files(controlnet),
     )
-    tell(steps.animation(whole.animation.replace(**changes), models, out, device), f"open {out}/animation.gif")
+    print_artifact(
+        steps.animation(whole.animation.replace(**changes), models, out, device), f"open {out}/animation.gif"
+    )
 
 
 def benchmark(
@@ -102,11 +104,11 @@ def benchmark(
     """
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides)
+    whole = load_recipe(recipe, overrides)
     config = whole.benchmark.with_weights(motion_module, motion_lora, domain_adapter)
-    tell(steps.benchmark(config, out, device), f"open {out}/report.html")
+    print_artifact(steps.benchmark(config, out, device), f"open {out}/report.html")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.command()(animate)
     main.command()(benchmark)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import BaseOption, OutOption, RecipeOption, SetOption, recipe_with, tell
+from flows.cli.options import BaseOption, OutOption, RecipeOption, SetOption, load_recipe, print_artifact
 
 app = typer.Typer(no_args_is_help=True, help="Latent caches: build, verify, inspect.")
 SourceOption = Annotated[
@@ -54,9 +54,9 @@ def build(
     """
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base)
     config = whole.shots if shots else whole.cache
-    tell(
+    print_artifact(
         steps.latent_cache(config, source, videos, whole.base, out, prune, download),
         f"animateflow cache inspect {out}",
     )
@@ -88,7 +88,7 @@ def plan(
     from components.base.hub import resolve
     from data_prep.builder.estimate import estimate
 
-    whole = recipe_with(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base)
     read = None if read_mib_per_second is None else read_mib_per_second * (1 << 20)
     typer.echo(
         str(
@@ -122,10 +122,10 @@ def inspect(
     from components.base.hub import resolve
     from data_prep.look.inspect import inspect_cache
 
-    whole = recipe_with(recipe, None, base)
+    whole = load_recipe(recipe, None, base)
     page = inspect_cache(folder, resolve(whole.base.path), out or folder.with_name(f"{folder.name}-inspect.html"))
     typer.echo(f"Open {page}")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.add_typer(app, name="cache")

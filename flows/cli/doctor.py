@@ -40,10 +40,10 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Every finding, in order of what it costs to find out."""
     for check in (python, packages, memory, disk, weights, prefect_server, device, decoding, ray_start):
-        yield guarded(check)
+        yield run_check(check)
 
 
-def guarded(check: Callable[[], Finding]) -> Finding:
+def run_check(check: Callable[[], Finding]) -> Finding:
     """A check that breaks is a finding too: the doctor sees whole machines, broken ones above all."""
     try:
         return check()

@@ -38,13 +38,13 @@ def options(
     setup_logging(verbose)
 
 
-world.add_to(app)
-machine.add_to(app)
-caching.add_to(app)
-training.add_to(app)
-animating.add_to(app)
-weights.add_to(app)
-prefecting.add_to(app)
+world.register(app)
+machine.register(app)
+caching.register(app)
+training.register(app)
+animating.register(app)
+weights.register(app)
+prefecting.register(app)
 
 
 def main() -> None:

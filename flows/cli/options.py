@@ -32,7 +32,7 @@ BaseOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 
-def recipe_with(name: str, overrides: list[str] | None, base: Path | None = None) -> Recipe:
+def load_recipe(name: str, overrides: list[str] | None, base: Path | None = None) -> Recipe:
     """The recipe with every `--set`, and another base model where one is given."""
     from flows.recipes.recipes import recipe_named
     from infra.config import apply_overrides
@@ -43,7 +43,7 @@ def recipe_with(name: str, overrides: list[str] | None, base: Path | None = None
     return apply_overrides(recipe_named(name), given)
 
 
-def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
+def parse_weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
     """`FILE:0.8` to the file and its scale; without `:scale` the default scale.
 
     Raises:
@@ -66,18 +66,18 @@ def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
         ) from None
 
 
-def all_weighted(texts: list[str] | None) -> tuple[WeightedFile, ...]:
-    """`weighted` of each."""
-    return tuple(file for text in texts or () if (file := weighted(text)) is not None)
+def parse_weighted_files(texts: list[str] | None) -> tuple[WeightedFile, ...]:
+    """`parse_weighted` of each."""
+    return tuple(file for text in texts or () if (file := parse_weighted(text)) is not None)
 
 
-def named(text: str) -> tuple[Path, str | None]:
+def parse_named(text: str) -> tuple[Path, str | None]:
     """`FILE:WORD` to the file and its word."""
     path, colon, word = text.rpartition(":")
     return (Path(path), word) if colon else (Path(text), None)
 
 
-def tell(artifact: Artifact, next_step: str = "") -> None:
+def print_artifact(artifact: Artifact, next_step: str = "") -> None:
     """Prints where the artifact is, what it counts and measures, and what one can do with it."""
     typer.echo(f"{artifact.kind}  {artifact.folder}")
     figures = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import SetOption, recipe_with
+from flows.cli.options import SetOption, load_recipe
 
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its clips and its weights.")
 
@@ -22,15 +22,15 @@ def demo(
     """
     import time
 
-    from flows.chain.work import STAGES, Work
+    from flows.chain.workspace import STEPS, Workspace
 
-    work = Work(recipe_with("pocket", overrides), root)
+    workspace = Workspace(load_recipe("pocket", overrides), root)
     started = time.monotonic()
     artifact = None
-    for number, (title, make) in enumerate(STAGES, 1):
-        typer.echo(f"[{number}/{len(STAGES)}] {title}")
+    for number, (title, make) in enumerate(STEPS, 1):
+        typer.echo(f"[{number}/{len(STEPS)}] {title}")
         begun = time.monotonic()
-        artifact = make(work)
+        artifact = make(workspace)
         typer.echo(f"      {artifact.folder}  ({time.monotonic() - begun:.0f} s)")
     assert artifact is not None
     typer.echo(f"\nDone in {time.monotonic() - started:.0f} s. The report, with every animation and score:")
@@ -85,6 +85,6 @@ def build(
     typer.echo(f"Weights: {weights}")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.command()(demo)
     main.add_typer(pocket, name="pocket")

@@ -68,6 +68,6 @@ def run(
     start_run(name, recipe or DEFAULT_RECIPE, overrides or [], parameters or [], watch, state or STATE)
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.command()(up)
     main.command()(run)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import BaseOption, CacheOption, OutOption, RecipeOption, SetOption, recipe_with, tell
+from flows.cli.options import BaseOption, CacheOption, OutOption, RecipeOption, SetOption, load_recipe, print_artifact
 
 if TYPE_CHECKING:
+    from components.stages.stage import Stage
     from flows.recipes.recipe import Recipe
 
 app = typer.Typer(
@@ -47,13 +50,6 @@ PlanOption = Annotated[
 GpuOption = Annotated[str, typer.Option("--gpu", help="With --plan: h200, h100, a100-80, a100-40, l40s, rtx-4090, …")]
 
 
-def _tell_plan(stage: str, recipe: Recipe, cache: Path, gpu: str) -> None:
-    from flows.chain import steps
-
-    for line in steps.plan(stage, recipe, cache, gpu):
-        typer.echo(line)
-
-
 @app.command()
 def domain_adapter(
     cache: CacheOption,
@@ -70,16 +66,10 @@ def domain_adapter(
 
     Example: `animateflow train domain-adapter --recipe sd15 --cache runs/mine/cache --out runs/mine/adapter`
     """
-    from flows.chain import steps
-
-    whole = recipe_with(recipe, overrides, base)
-    if plan:
-        _tell_plan("domain-adapter", whole, cache, gpu)
-        return
-    tell(
-        steps.domain_adapter(whole.domain_adapter, whole.base, cache, out, None, workers, ray_address),
-        f"animateflow train motion-module --recipe {recipe} --cache {cache} --domain-adapter {out} --out ...",
-    )
+    whole = load_recipe(recipe, overrides, base)
+    options = Options(cache, out, workers, ray_address, gpu if plan else None)
+    next_step = f"animateflow train motion-module --recipe {recipe} --cache {cache} --domain-adapter {out} --out ..."
+    _train(whole, whole.domain_adapter, options, {}, next_step)
 
 
 @app.command()
@@ -100,16 +90,10 @@ def motion_module(
     Example: `animateflow train motion-module --recipe sd15 --cache runs/mine/cache --domain-adapter runs/mine/adapter
     --out runs/mine/motion --set motion_module.train.steps=20000 --workers 4`
     """
-    from flows.chain import steps
-
-    whole = recipe_with(recipe, overrides, base)
-    if plan:
-        _tell_plan("motion-module", whole, cache, gpu)
-        return
-    tell(
-        steps.motion_module(whole.motion_module, whole.base, cache, domain_adapter, out, None, workers, ray_address),
-        f"animateflow animate --recipe {recipe} --motion-module {out} --prompt ... --out ...",
-    )
+    whole = load_recipe(recipe, overrides, base)
+    options = Options(cache, out, workers, ray_address, gpu if plan else None)
+    next_step = f"animateflow animate --recipe {recipe} --motion-module {out} --prompt ... --out ..."
+    _train(whole, whole.motion_module, options, {"domain_adapter": domain_adapter}, next_step)
 
 
 @app.command()
@@ -130,19 +114,37 @@ def motion_lora(
 
     The cache is one of that shot type: `animateflow cache build --shots --set shots.shot_type=zoom-in ...`
     """
+    whole = load_recipe(recipe, overrides, base)
+    options = Options(cache, out, workers, ray_address, gpu if plan else None)
+    next_step = f"animateflow animate --motion-module {motion_module} --motion-lora {out}:1.0 --prompt ... --out ..."
+    weights = {"motion_module": motion_module, "domain_adapter": domain_adapter}
+    _train(whole, whole.motion_lora, options, weights, next_step)
+
+
+def register(main: typer.Typer) -> None:
+    main.add_typer(app, name="train")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every stage takes; `plan_for` names the GPU where only a plan is asked for."""
+
+    cache: Path
+    out: Path
+    workers: int
+    ray_address: str | None
+    plan_for: str | None
+
+
+def _train(recipe: Recipe, stage: Stage, options: Options, weights: Mapping[str, Path | None], next_step: str) -> None:
+    """Trains the stage and prints its artifact, or prints its plan."""
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides, base)
-    if plan:
-        _tell_plan("motion-lora", whole, cache, gpu)
+    if options.plan_for is not None:
+        for line in steps.plan(stage, recipe.base, options.cache, options.plan_for, recipe.motion_module):
+            typer.echo(line)
         return
-    tell(
-        steps.motion_lora(
-            whole.motion_lora, whole.base, cache, motion_module, domain_adapter, out, None, workers, ray_address
-        ),
-        f"animateflow animate --motion-module {motion_module} --motion-lora {out}:1.0 --prompt ... --out ...",
+    artifact = steps.train(
+        stage, recipe.base, options.cache, options.out, weights, None, options.workers, options.ray_address
     )
-
-
-def add_to(main: typer.Typer) -> None:
-    main.add_typer(app, name="train")
+    print_artifact(artifact, next_step)

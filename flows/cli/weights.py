@@ -101,5 +101,5 @@ def info(
         typer.echo(f"  {name:<40} {value if len(value) <= 200 else value[:197] + '...'}")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.add_typer(app, name="weights")

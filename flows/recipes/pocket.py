@@ -5,7 +5,9 @@ from __future__ import annotations
 from components.animate.config import AnimationConfig, WeightedFile
 from components.base.base_model import BaseModel, LoraFile
 from components.clip.config import ClipModel
-from components.stages.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from components.train.config import TrainConfig
 from data_prep.config import CacheConfig
 from evaluation.benchmark.config import BenchmarkMethod

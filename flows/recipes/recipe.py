@@ -7,7 +7,9 @@ from pathlib import Path
 from components.animate.config import AnimationConfig, AnimationModels, WeightedFile
 from components.base.base_model import BaseModel
 from components.clip.config import ClipModel
-from components.stages.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from data_prep.config import CacheConfig
 from evaluation.benchmark.config import BenchmarkConfig, BenchmarkMethod
 from evaluation.registry.registry import RegistryEntry

@@ -27,17 +27,18 @@ from infra.logs import setup_logging
 
 if TYPE_CHECKING:
     from components.train.report.log import StepReport
+    from flows.chain.steps import OnStep
 
 PICTURE_BYTES_MAX = 1_000_000  # a picture travels inside the markdown, through the server's database
 PROGRESS_EVERY_SECONDS = 2.0
 RETRY_DELAYS_SECONDS: list[float] = [10.0, 60.0]
 
 
-def carry_out(title: str, make: Callable[[], Artifact], retries: int = 0) -> Artifact:
-    """Runs a step as one Prefect task. What failed by bad luck is tried again; a user's mistake is not.
+def run_task(title: str, make: Callable[[], Artifact], retries: int = 0) -> Artifact:
+    """Runs `make` as one Prefect task. A failure is retried, except for a user's mistake.
 
-    The lines that the work logs under `animateflow.*` arrive in the run's log (PREFECT_LOGGING_EXTRA_LOGGERS names the
-    family; its level is ours to set).
+    What it logs under `animateflow.*` arrives in the run's log (PREFECT_LOGGING_EXTRA_LOGGERS names the loggers; their
+    level is set here).
     """
     setup_logging()
     step = task(
@@ -51,17 +52,25 @@ def carry_out(title: str, make: Callable[[], Artifact], retries: int = 0) -> Art
     return step(make)()
 
 
+def run_training(kind: str, title: str, make: Callable[[OnStep], Artifact]) -> Artifact:
+    """Runs a training stage as one Prefect task, with its progress while it runs and its loss curves at the end."""
+    progress = TrainingProgress(kind)
+    artifact = run_task(title, lambda: make(progress))
+    progress.done()
+    return publish(artifact, picture="loss.png")
+
+
 def is_worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
     """False for a `UserError`: the same input fails the same way."""
     return not isinstance(state.result(raise_on_failure=False), UserError)
 
 
-def show(artifact: Artifact, picture: str | None = None, links: Mapping[str, str] | None = None) -> Artifact:
+def publish(artifact: Artifact, picture: str | None = None, links: Mapping[str, str] | None = None) -> Artifact:
     """Puts the artifact's record, links to it and to pages in it, and a picture of it into Prefect; returns it."""
     folder = artifact.folder.resolve()
     create_table_artifact(
         key=f"{artifact.kind}-record",
-        table=[{"what": name, "value": str(value)} for name, value in facts(artifact).items()],
+        table=[{"what": name, "value": str(value)} for name, value in record_rows(artifact).items()],
         description=f"The record of `{folder}`",
     )
     create_link_artifact(key=f"{artifact.kind}-folder", link=folder.as_uri(), link_text=str(folder))
@@ -71,7 +80,7 @@ def show(artifact: Artifact, picture: str | None = None, links: Mapping[str, str
     return artifact
 
 
-def facts(artifact: Artifact) -> dict[str, Any]:
+def record_rows(artifact: Artifact) -> dict[str, Any]:
     """The record in a few flat lines."""
     record = artifact.record
     return {
@@ -94,11 +103,11 @@ def markdown(artifact: Artifact, picture: str | None) -> str:
     lines = [f"# {artifact.kind} `{artifact.name}`", "", f"`{artifact.folder.resolve()}`", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in {**artifact.counts, **artifact.metrics}.items()]
     if picture and (artifact.folder / picture).is_file():
-        lines += ["", inline(artifact.folder / picture)]
+        lines += ["", picture_markdown(artifact.folder / picture)]
     return "\n".join(lines)
 
 
-def inline(picture: Path) -> str:
+def picture_markdown(picture: Path) -> str:
     """Markdown that holds the picture, or says where it is if it is large."""
     if picture.stat().st_size > PICTURE_BYTES_MAX:
         return f"`{picture.resolve()}`"
@@ -124,7 +133,7 @@ class TrainingProgress:
             what = "samples" if picture.parent.name == "samples" else picture.stem
             create_markdown_artifact(
                 key=f"{self.stage}-{what}",
-                markdown=f"# {self.stage}, step {report.step:,}: {what}\n\n{inline(picture)}",
+                markdown=f"# {self.stage}, step {report.step:,}: {what}\n\n{picture_markdown(picture)}",
                 description=f"{what} at step {report.step:,} of {report.steps:,}",
             )
         if time.monotonic() - self.told < PROGRESS_EVERY_SECONDS and report.step < report.steps:
@@ -143,6 +152,6 @@ class TrainingProgress:
         update_progress_artifact(self.artifact_id, progress=100.0)
 
 
-def first_picture(folder: Path, pattern: str) -> str | None:
+def find_picture(folder: Path, pattern: str) -> str | None:
     """The relative path of the first file that matches, for `show`."""
     return next((path.relative_to(folder).as_posix() for path in sorted(folder.glob(pattern))), None)
