@@ -14,7 +14,7 @@ from infra.artifacts.artifacts import Artifact
 
 Dated = Annotated[
     bool,
-    Field(description="Score anew into a folder named by today's date and time, as the schedule does."),
+    Field(description="Score again, into a folder named by today's date and time, as the schedule does."),
 ]
 
 

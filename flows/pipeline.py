@@ -1,4 +1,4 @@
-"""The table of contents: video → latents → weights → animation → scores."""
+"""All flows in order: video → latents → weights → animation → scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infra.artifacts.artifacts import Artifact
 @flow(name="pipeline")
 @with_parameter_docs
 def pipeline(recipe: RecipeName = "pocket", overrides: Overrides = (), root: Root = None) -> Artifact:
-    """Everything, in order. What is there already is not made again."""
+    """Runs all flows in order. Artifacts that exist are not made again."""
     build_latent_cache(recipe, overrides, root)
     build_latent_cache(recipe, overrides, root, shots=True)
     train_domain_adapter(recipe, overrides, root)

@@ -85,7 +85,7 @@ def start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, p
     ]
     if wrong:
         raise UserError(
-            f"{path} has rank {given.rank} or layers that differ from what is to be trained, such as {wrong[0]}.",
+            f"{path} has rank {given.rank} or layers that differ from those to be trained, such as {wrong[0]}.",
             "Training can only start from weights of the same shape.",
             f"Set rank={given.rank}, or leave init_from out.",
         )

@@ -1,7 +1,7 @@
-"""What a training will cost, before anything is loaded: from a recipe and the base model's config alone.
+"""What a training costs, from the stage and the base model's config alone; no weights are loaded.
 
-FLOPs and bytes are counted (`components.train.estimate`); hours are those FLOPs at a share of the GPU's matmul rate
-that well-tuned trainers of this kind reach, which is an assumption and said as one.
+FLOPs and bytes are counted (`components.train.estimate`). Hours assume the share of the GPU's matmul rate that
+well-tuned trainers of this kind reach.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from infra.errors import UserError
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in GiB; bf16 matmul rate that large products reach, TFLOP/s; a usual price an hour, US dollars."""
+    """Memory in GiB; bf16 matmul rate that large products reach, in TFLOP/s; a usual price per hour, in US dollars."""
 
     name: str
     memory_gib: float
@@ -47,31 +47,37 @@ GPUS = {
 }
 SHARES = (0.21, 0.31, 0.38)
 """Of the matmul rate: published trainers of Stable Diffusion; well-tuned eager; compiled. Assumed, not measured."""
-TEXT_LENGTH = 77
+TEXT_LENGTH = 77  # tokens, of SD 1.5
 FROM_BASE = MotionModuleConfig(preset="from-base")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`flops` of one optimizer step without recomputing; `mode` is the least recomputation that fits the GPU, None when
-    none does; `memory` is for that mode, or for `full`."""
+    """What `plan` found. `mode` is the least activation checkpointing that fits the GPU, None if none does."""
 
     stage: str
     trained: int
+    """Parameters."""
     frozen: int
+    """Parameters."""
     steps: int
     samples: int
+    """In all steps together."""
     flops: int
+    """Of one optimizer step, without what is recomputed."""
     memory: Memory
+    """For `mode`, or for `full` if none fits."""
     mode: Checkpointing | None
     gpu: Gpu
     flops_run: int
+    """Of one optimizer step, with what is recomputed."""
 
     def hours(self, share: float) -> float:
+        """Of the whole training, at this share of the GPU's matmul rate."""
         return self.flops_run * self.steps / (share * self.gpu.tflops * 1e12) / 3600
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Text to print."""
         slow, usual, fast = (self.hours(share) for share in SHARES)
         fits = f"{self.mode} recomputed" if self.mode not in (None, "none") else "nothing recomputed"
         if self.mode is None:
@@ -145,7 +151,7 @@ def unet_settings(base: Path) -> dict[str, Any]:
 
 
 def _model(stage: Stage, settings: dict[str, Any], module: MotionModuleConfig) -> nn.Module:
-    """The stage's model on the meta device, with what learns marked."""
+    """The stage's model on the meta device, with `requires_grad` set on what it trains."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):

@@ -1,9 +1,9 @@
-"""`animateflow animate` and `animateflow benchmark`: what the weights do, to see and in figures."""
+"""`animateflow animate` and `animateflow benchmark`: animations from weights, and their scores."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,13 +20,16 @@ from flows.cli.options import (
     print_artifact,
 )
 
+if TYPE_CHECKING:
+    from components.base.base_model import BaseModel
+
 
 def animate(
     out: OutOption,
-    prompt: Annotated[str | None, typer.Option(help="What to see, and how it moves.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to show, and how it moves.")] = None,
     base: BaseOption = None,
     motion_module: Annotated[
-        Path | None, typer.Option(help="A motion module; without one every frame is a picture of its own.")
+        Path | None, typer.Option(help="A motion module; without one the frames are independent images.")
     ] = None,
     motion_lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE:SCALE", help="A MotionLoRA; may be repeated.")
@@ -54,7 +57,7 @@ def animate(
     device: DeviceOption = "auto",
     overrides: SetOption = None,
 ) -> None:
-    """Animates a base or personalised model: mp4, gif and a JSON row that says how.
+    """Animates a base or personalised model; writes mp4, gif and a JSON row with all settings.
 
     Sizes, steps, guidance and sampler come from the recipe: `--set animation.steps=40 --set animation.scheduler=euler`.
 
@@ -62,21 +65,13 @@ def animate(
     --motion-lora zoom-in.safetensors:0.8 --prompt "a fox running through snow" --out runs/mine/fox`
     """
     from components.animate.config import AnimationModels
-    from components.base.base_model import EmbeddingFile, LoraFile
     from flows.chain import steps
 
     whole = load_recipe(recipe, overrides, base)
     given = {"prompt": prompt, "seed": seed, "control_videos": tuple(control_video or ()) or None}
     changes = {name: value for name, value in given.items() if value is not None}
-    model = whole.base
-    if lora:
-        files = parse_weighted_files(lora)
-        model = model.replace(loras=tuple(LoraFile(path=file.path, scale=file.scale) for file in files))
-    if embedding:
-        pairs = [(Path(text), None) if Path(text).exists() else parse_named(text) for text in embedding]
-        model = model.replace(embeddings=tuple(EmbeddingFile(path=path, token=token) for path, token in pairs))
     models = AnimationModels(
-        base=model,
+        base=_with_files(whole.base, lora, embedding),
         motion_module=motion_module,
         motion_loras=parse_weighted_files(motion_lora),
         domain_adapter=parse_weighted(domain_adapter),
@@ -91,7 +86,7 @@ def benchmark(
     out: OutOption,
     recipe: RecipeOption = "pocket",
     motion_module: Annotated[
-        Path | None, typer.Option(help="Your motion module, measured beside the recipe's.")
+        Path | None, typer.Option(help="Your motion module, measured besides the recipe's.")
     ] = None,
     motion_lora: Annotated[Path | None, typer.Option(help="Your MotionLoRA on it.")] = None,
     domain_adapter: Annotated[Path | None, typer.Option(help="Your domain adapter.")] = None,
@@ -112,3 +107,16 @@ def benchmark(
 def register(main: typer.Typer) -> None:
     main.command()(animate)
     main.command()(benchmark)
+
+
+def _with_files(base: BaseModel, loras: list[str] | None, embeddings: list[str] | None) -> BaseModel:
+    """The base model with the LoRAs and embeddings of the command line."""
+    from components.base.base_model import EmbeddingFile, LoraFile
+
+    if loras:
+        files = parse_weighted_files(loras)
+        base = base.replace(loras=tuple(LoraFile(path=file.path, scale=file.scale) for file in files))
+    if embeddings:
+        pairs = [(Path(text), None) if Path(text).exists() else parse_named(text) for text in embeddings]
+        base = base.replace(embeddings=tuple(EmbeddingFile(path=path, token=token) for path, token in pairs))
+    return base

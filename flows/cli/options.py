@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what parses and prints for them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from infra.artifacts.artifacts import Artifact
 
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="The whole config to start from: pocket, pocket-full or sd15.")
+    str, typer.Option("--recipe", "-r", help="The config to start from: pocket, pocket-full or sd15.")
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change one field of the recipe; may be repeated."),
 ]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; finished work there is kept.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; a finished artifact there is kept.")]
 CacheOption = Annotated[Path, typer.Option("--cache", help="A latent cache, made by `animateflow cache build`.")]
 BaseOption = Annotated[
     Path | None,
@@ -47,7 +47,7 @@ def parse_weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
     """`FILE:0.8` to the file and its scale; without `:scale` the default scale.
 
     Raises:
-        UserError: the part after the last colon is no number and the whole is no file.
+        UserError: the text is not an existing file, and what follows its last colon is not a number.
     """
     from components.animate.config import WeightedFile
 
@@ -78,7 +78,7 @@ def parse_named(text: str) -> tuple[Path, str | None]:
 
 
 def print_artifact(artifact: Artifact, next_step: str = "") -> None:
-    """Prints where the artifact is, what it counts and measures, and what one can do with it."""
+    """Prints the artifact's folder, counts and metrics, and the command to run next."""
     typer.echo(f"{artifact.kind}  {artifact.folder}")
     figures = {
         **artifact.counts,

@@ -1,4 +1,4 @@
-"""`animateflow demo` and `animateflow pocket`: the small world in which everything runs on two CPU cores."""
+"""`animateflow demo` and `animateflow pocket`: a small model and drawn clips, for two CPU cores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """The whole pipeline on the pocket recipe: draw clips, encode, train three stages, animate, score.
 
-    A few minutes on two cores, no GPU, no network. Run again, it redoes nothing.
+    A few minutes on two cores, no GPU, no network. Run again, it makes only what is missing.
     """
     import time
 
@@ -69,8 +69,8 @@ def build(
 ) -> None:
     """Trains everything that ships in `infra/pocket/weights/` from nothing: two to three hours on two cores.
 
-    VAE, base model, CLIP, two personalised models, then the three stages on drawn clips. Stopped, it goes on with what
-    is missing. Fields of `models` are those of the image models, all others those of the recipe pocket-full.
+    VAE, base model, CLIP, two personalised models, then the three stages on drawn clips. After a stop, the same command
+    makes what is missing. Fields of `models` are those of the image models, all others those of the recipe pocket-full.
 
     A short try: `animateflow pocket build --out world --set models.base_steps=20 --set motion_module.train.steps=20`
     """

@@ -1,4 +1,4 @@
-"""All that ships under `infra/pocket/weights/`, from nothing: the models, then the three stages on drawn clips."""
+"""Trains all that ships under `infra/pocket/weights/`: the models, then the three stages on drawn clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = {"domain-adapter": "domain-adapter", "motion-module": "motion-module", 
 def build_pocket_weights(config: PocketModels, overrides: list[str], root: Path) -> Path:
     """Trains what ships with the project; returns `root/weights`, laid out as `infra/pocket/weights/`.
 
-    Two to three hours on two cores. Stopped, the same call goes on with what is missing.
+    Two to three hours on two cores. After a stop, the same call makes what is missing.
     """
     from flows.chain.workspace import Workspace
     from flows.recipes.recipes import recipe_named

@@ -17,35 +17,34 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="The three stages. Stopped by Ctrl-C, the same command goes on from the last checkpoint, on any number of "
-    "workers.",
+    help="The three stages. After Ctrl-C, the same command resumes from the last checkpoint, on any number of workers.",
 )
 Adapter = Annotated[
     Path | None,
     typer.Option(
-        help="The domain adapter that is active and frozen meanwhile; without it the stage trains without one."
+        help="The domain adapter, active and frozen during training; without it the stage trains without one."
     ),
 ]
 Workers = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Processes that share every batch, a GPU each where there are any, else CPUs. Same recipe, same result: "
-        "train.batch_size is that of all together, and a multiple of their number. One that dies is replaced, and all "
-        "go on from the last checkpoint.",
+        help="Processes that share every batch, one GPU each if there are GPUs, else CPUs. Same recipe, same result: "
+        "train.batch_size is the total, and a multiple of their number. If one dies, all restart from the last "
+        "checkpoint.",
     ),
 ]
 RayAddress = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="Take the workers from this Ray cluster (`auto`: the one that this machine belongs to) instead of this "
-        "machine. Its machines need this project, and the same paths to --cache and --out.",
+        help="Run the workers on this Ray cluster (`auto`: the one that this machine belongs to) instead of this "
+        "machine. Its machines need this project, and --cache and --out under the same paths.",
     ),
 ]
 
 PlanOption = Annotated[
-    bool, typer.Option("--plan", help="Only say what it will cost: memory by part, hours, dollars. Trains nothing.")
+    bool, typer.Option("--plan", help="Only print what it will cost: memory by part, hours, dollars. Trains nothing.")
 ]
 GpuOption = Annotated[str, typer.Option("--gpu", help="With --plan: h200, h100, a100-80, a100-40, l40s, rtx-4090, …")]
 
@@ -127,7 +126,7 @@ def register(main: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What every stage takes; `plan_for` names the GPU where only a plan is asked for."""
+    """The options of every stage; `plan_for` is the GPU to plan for, None to train."""
 
     cache: Path
     out: Path

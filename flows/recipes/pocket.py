@@ -1,4 +1,4 @@
-"""The pocket recipes: everything in minutes on two CPU cores, and what made the shipped weights."""
+"""The pocket recipes: one that runs in minutes on two CPU cores, and one that made the shipped weights."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pocket() -> Recipe:
 
 
 def pocket_full() -> Recipe:
-    """What made the shipped weights: the pocket recipe from nothing, with thousands of steps."""
+    """The recipe that made the shipped weights: the pocket recipe from random weights, with thousands of steps."""
     train = TrainConfig(
         steps=4000,
         batch_size=4,

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5."""
+"""The recipe for Stable Diffusion 1.5."""
 
 from __future__ import annotations
 

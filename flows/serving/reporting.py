@@ -1,4 +1,4 @@
-"""How a step shows in Prefect: its logs, its retries, its progress, and its artifact with a picture."""
+"""Steps in Prefect: tasks with retries and logs, training progress, and artifacts with a picture."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def is_worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]
 
 
 def publish(artifact: Artifact, picture: str | None = None, links: Mapping[str, str] | None = None) -> Artifact:
-    """Puts the artifact's record, links to it and to pages in it, and a picture of it into Prefect; returns it."""
+    """Creates Prefect artifacts: our artifact's record, links to its folder and pages, a picture. Returns it."""
     folder = artifact.folder.resolve()
     create_table_artifact(
         key=f"{artifact.kind}-record",
@@ -81,7 +81,7 @@ def publish(artifact: Artifact, picture: str | None = None, links: Mapping[str, 
 
 
 def record_rows(artifact: Artifact) -> dict[str, Any]:
-    """The record in a few flat lines."""
+    """The artifact's record as one flat table."""
     record = artifact.record
     return {
         "kind": artifact.kind,
@@ -99,7 +99,7 @@ def record_rows(artifact: Artifact) -> dict[str, Any]:
 
 
 def markdown(artifact: Artifact, picture: str | None) -> str:
-    """Headline, figures, path and, if small enough, the picture itself."""
+    """Heading, path, counts and metrics of an artifact and, if small enough, the picture itself."""
     lines = [f"# {artifact.kind} `{artifact.name}`", "", f"`{artifact.folder.resolve()}`", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in {**artifact.counts, **artifact.metrics}.items()]
     if picture and (artifact.folder / picture).is_file():
@@ -108,7 +108,7 @@ def markdown(artifact: Artifact, picture: str | None) -> str:
 
 
 def picture_markdown(picture: Path) -> str:
-    """Markdown that holds the picture, or says where it is if it is large."""
+    """The picture inside markdown, or only its path if the file is large."""
     if picture.stat().st_size > PICTURE_BYTES_MAX:
         return f"`{picture.resolve()}`"
     kind = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}[picture.suffix]
@@ -116,15 +116,14 @@ def picture_markdown(picture: Path) -> str:
 
 
 class TrainingProgress:
-    """An `on_step` for the trainer that keeps a Prefect progress artifact up to date, and shows the loss curves and
-    samples as they are made."""
+    """An `on_step` for the trainer that updates a Prefect progress artifact and shows loss curves and samples."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.artifact_id = cast(
             UUID, create_progress_artifact(0.0, key=f"{stage}-progress", description=f"Training: {stage}")
         )
-        self.told = 0.0
+        self.updated = 0.0
         self.held_out: float | None = None
 
     def __call__(self, report: StepReport) -> None:
@@ -136,9 +135,9 @@ class TrainingProgress:
                 markdown=f"# {self.stage}, step {report.step:,}: {what}\n\n{picture_markdown(picture)}",
                 description=f"{what} at step {report.step:,} of {report.steps:,}",
             )
-        if time.monotonic() - self.told < PROGRESS_EVERY_SECONDS and report.step < report.steps:
+        if time.monotonic() - self.updated < PROGRESS_EVERY_SECONDS and report.step < report.steps:
             return
-        self.told = time.monotonic()
+        self.updated = time.monotonic()
         update_progress_artifact(
             self.artifact_id,
             progress=100.0 * report.step / report.steps,
@@ -148,10 +147,10 @@ class TrainingProgress:
         )
 
     def done(self) -> None:
-        """To 100 %, also where the artifact was there already."""
+        """Sets the progress to 100 %, also if the artifact existed before."""
         update_progress_artifact(self.artifact_id, progress=100.0)
 
 
 def find_picture(folder: Path, pattern: str) -> str | None:
-    """The relative path of the first file that matches, for `show`."""
+    """The path of the first file that matches, relative to the folder, for `publish`."""
     return next((path.relative_to(folder).as_posix() for path in sorted(folder.glob(pattern))), None)
