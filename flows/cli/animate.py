@@ -1,4 +1,7 @@
-"""`animateflow animate` and `animateflow benchmark`: animations from weights, and their scores."""
+"""`animateflow animate` and `animateflow benchmark`: animations from weights, and their scores.
+
+`animate` is long because of its options.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from flows.cli.options import (
     RecipeOption,
     SetOption,
     load_recipe,
-    parse_named,
+    parse_embedding,
     parse_weighted,
     parse_weighted_files,
     print_artifact,
@@ -117,6 +120,6 @@ def _with_files(base: BaseModel, loras: list[str] | None, embeddings: list[str] 
         files = parse_weighted_files(loras)
         base = base.replace(loras=tuple(LoraFile(path=file.path, scale=file.scale) for file in files))
     if embeddings:
-        pairs = [(Path(text), None) if Path(text).exists() else parse_named(text) for text in embeddings]
+        pairs = [parse_embedding(text) for text in embeddings]
         base = base.replace(embeddings=tuple(EmbeddingFile(path=path, token=token) for path, token in pairs))
     return base

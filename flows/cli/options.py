@@ -71,10 +71,10 @@ def parse_weighted_files(texts: list[str] | None) -> tuple[WeightedFile, ...]:
     return tuple(file for text in texts or () if (file := parse_weighted(text)) is not None)
 
 
-def parse_named(text: str) -> tuple[Path, str | None]:
-    """`FILE:WORD` to the file and its word."""
+def parse_embedding(text: str) -> tuple[Path, str | None]:
+    """`FILE:WORD` to the file and its word, `FILE` to the file alone."""
     path, colon, word = text.rpartition(":")
-    return (Path(path), word) if colon else (Path(text), None)
+    return (Path(path), word) if colon and not Path(text).exists() else (Path(text), None)
 
 
 def print_artifact(artifact: Artifact, next_step: str = "") -> None:

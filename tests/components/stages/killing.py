@@ -43,6 +43,14 @@ TRAIN = TrainConfig(
     held_out_clips=2, held_out_every_steps=2, sample_every_steps=0, checkpoint_every_steps=1, log_every_steps=2,
     keep_checkpoints=2, device="cpu",
 )  # fmt: skip
+STAGES = {
+    stage.kind: stage
+    for stage in (
+        DomainAdapterTraining(train=TRAIN, rank=2),
+        MotionModuleTraining(train=TRAIN, preset="from-base"),
+        MotionLoraTraining(train=TRAIN, rank=2),
+    )
+}
 WEIGHTS = {
     "domain-adapter": "domain_adapter.safetensors",
     "motion-module": "diffusion_pytorch_model.safetensors",
@@ -117,15 +125,8 @@ def _train(given: Given) -> None:
                 time.sleep(0.01)
             shutil.copytree(last, kept(given.out), dirs_exist_ok=True)
 
-    if given.stage == "domain-adapter":
-        adapter = DomainAdapterTraining(train=TRAIN, rank=2)
-        train_stage(adapter, base, clips, CACHE_INPUT, given.out, on_step=on_step)
-    elif given.stage == "motion-module":
-        module = MotionModuleTraining(train=TRAIN, preset="from-base")
-        train_stage(module, base, clips, CACHE_INPUT, given.out, on_step=on_step)
-    else:
-        lora = MotionLoraTraining(train=TRAIN, rank=2)
-        train_stage(lora, base, clips, CACHE_INPUT, given.out, {"motion_module": given.motion_module}, on_step=on_step)
+    weights = {"motion_module": given.motion_module} if given.stage == "motion-lora" else {}
+    train_stage(STAGES[given.stage], base, clips, CACHE_INPUT, given.out, weights, on_step)
 
 
 def _die_writing(at: int) -> None:
