@@ -27,7 +27,6 @@ from infra.logs import setup_logging
 
 if TYPE_CHECKING:
     from components.train.report.log import StepReport
-    from flows.chain.steps import OnStep
 
 PICTURE_BYTES_MAX = 1_000_000  # a picture travels inside the markdown, through the server's database
 PROGRESS_EVERY_SECONDS = 2.0
@@ -52,7 +51,7 @@ def run_task(title: str, make: Callable[[], Artifact], retries: int = 0) -> Arti
     return step(make)()
 
 
-def run_training(kind: str, title: str, make: Callable[[OnStep], Artifact]) -> Artifact:
+def run_training(kind: str, title: str, make: Callable[[TrainingProgress], Artifact]) -> Artifact:
     """Runs a training stage as one Prefect task, with its progress while it runs and its loss curves at the end."""
     progress = TrainingProgress(kind)
     artifact = run_task(title, lambda: make(progress))
