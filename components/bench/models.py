@@ -102,7 +102,7 @@ def task_for(case: Case, device: torch.device) -> tuple[StableDiffusionPipeline,
         module = MotionModuleConfig(preset=_preset(case))
         adapter = fresh_motion_adapter(module, pipeline.unet)
         pipeline.unet = unet = insert(pipeline.unet, adapter, module.group_norm, module.image_norm)
-    return pipeline, stage.task(pipeline, unet, stage.learn(unet), source.latent_size), source
+    return pipeline, stage.task(pipeline, unet, stage.set_trainable(unet), source.latent_size), source
 
 
 def _stage_of(case: Case, train: TrainConfig) -> Stage:

@@ -34,10 +34,10 @@ class DomainAdapterTraining(Stage):
     def load(self, pipeline: StableDiffusionPipeline, weights: Mapping[str, Path]) -> Model:
         return Model(pipeline.unet)
 
-    def learn(self, unet: nn.Module) -> dict[str, nn.Parameter]:
+    def set_trainable(self, unet: nn.Module) -> dict[str, nn.Parameter]:
         return domain_adapter.add_domain_adapter(unet, self.rank, self.train.seed)
 
-    def start(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
+    def initialise(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
         start_lora(trainable, domain_adapter.load_domain_adapter(init_from), init_from)
 
     def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:

@@ -43,10 +43,10 @@ class MotionLoraTraining(Stage):
         noted = ("preset", "group_norm", "image_group_norm", "max_frames")
         return Model(unet, {name: of_module.get(name) for name in noted})
 
-    def learn(self, unet: nn.Module) -> dict[str, nn.Parameter]:
+    def set_trainable(self, unet: nn.Module) -> dict[str, nn.Parameter]:
         return motion_lora.add_motion_lora(unet, self.rank, self.train.seed)
 
-    def start(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
+    def initialise(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
         start_lora(trainable, motion_lora.load_motion_lora(init_from), init_from)
 
     def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:

@@ -40,7 +40,7 @@ class MotionModuleTraining(Stage, MotionModuleConfig):
         noted = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm")}
         return Model(unet, {**noted, **shape_notes(adapter)}, adapter)
 
-    def learn(self, unet: nn.Module) -> dict[str, nn.Parameter]:
+    def set_trainable(self, unet: nn.Module) -> dict[str, nn.Parameter]:
         unet.requires_grad_(False)
         found = {name: parameter for name, parameter in unet.named_parameters() if ".motion_modules." in name}
         for parameter in found.values():

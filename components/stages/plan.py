@@ -158,6 +158,6 @@ def _model(stage: Stage, settings: dict[str, Any], module: MotionModuleConfig) -
         unet: Any = UNet2DConditionModel.from_config(settings)
         if stage.clips:
             unet = insert(unet, fresh_motion_adapter(stage.new_module or module, unet))
-        stage.learn(unet)
+        stage.set_trainable(unet)
     assert isinstance(unet, nn.Module)
     return unet

@@ -50,25 +50,25 @@ class Model:
 
     unet: nn.Module
     notes: Mapping[str, object] = field(default_factory=dict)
-    """What the weight file's metadata will say of the model, beside what it says for every stage."""
+    """Metadata of the weight file, in addition to the metadata of every stage."""
     adapter: MotionAdapter | None = None
-    """The motion module that was inserted, where the stage saves it."""
+    """The motion module in the UNet, if the stage saves it."""
 
 
 class Stage(Config, ABC):
-    """The config of a stage, with the little in which stages differ.
+    """The config of a stage, and the functions in which stages differ.
 
-    `train_stage` calls `load`, `learn`, `start` where `init_from` is given, the trainer, then `save`.
+    `train_stage` calls `load`, `set_trainable`, `initialise` (only with `init_from`), the trainer, and `save`.
     """
 
     kind: ClassVar[str]
-    """Of the artifact."""
+    """Kind of the artifact."""
     title: ClassVar[str]
-    """For people: progress bar, plots, errors."""
+    """Name in the progress bar, plots and messages."""
     clips: ClassVar[bool]
     """Whether a sample is a clip of `train.frames` frames for the video model, or one frame for the image model."""
     required: ClassVar[tuple[str, ...]] = ()
-    """Weights that must be given: the input's name in the record, which is its kind with underscores."""
+    """Weights that must be given, by their input names in the record: the kind with underscores."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Weights that may be given. A `domain_adapter` is folded into the base model at scale 1 (paper sec. 4.4)."""
 
@@ -79,15 +79,15 @@ class Stage(Config, ABC):
 
     @abstractmethod
     def load(self, pipeline: StableDiffusionPipeline, weights: Mapping[str, Path]) -> Model:
-        """The model to train, from the base model and the given weights by input name."""
+        """The model to train, from the base model and the other weights by input name."""
 
     @abstractmethod
-    def learn(self, unet: nn.Module) -> dict[str, nn.Parameter]:
-        """Freezes all of the UNet but what this stage trains, and adds that first where it is new; returns it by the
-        names in the weight file. It reads no file, so that a plan can call it on the meta device."""
+    def set_trainable(self, unet: nn.Module) -> dict[str, nn.Parameter]:
+        """Freezes the UNet except for what this stage trains, which it may add first (a LoRA); returns the trainable
+        parameters by their names in the weight file. It reads no files: a plan calls it on the meta device."""
 
-    def start(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
-        """Copies the weights to start from into `trainable`; nothing here where `load` has read them."""
+    def initialise(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
+        """Copies the weights of `init_from` into `trainable`. Does nothing if `load` has already read them."""
 
     @abstractmethod
     def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
@@ -99,7 +99,7 @@ class Stage(Config, ABC):
 
     @property
     def new_module(self) -> MotionModuleConfig | None:
-        """The shape of the motion module that this stage makes, if it makes one."""
+        """The shape of the motion module that this stage trains, if it trains one."""
         return None
 
     @property
@@ -109,7 +109,7 @@ class Stage(Config, ABC):
 
     @property
     def frames(self) -> int:
-        """Of one sample."""
+        """Frames of one sample."""
         return self.train.frames if self.clips else 1
 
     def task(
@@ -119,7 +119,7 @@ class Stage(Config, ABC):
         trainable: dict[str, nn.Parameter],
         latent_size: tuple[int, int],
     ) -> Task:
-        """The stage as the trainer takes it."""
+        """The input of the trainer."""
         prediction = prediction_of(pipeline)
         return Task(
             title=self.title,
@@ -147,7 +147,7 @@ def train_stage(
 ) -> Artifact:
     """Trains a stage and seals its artifact in `out`; a finished one is returned at once.
 
-    `weights` are the other weights that it is trained with, by input name (`domain_adapter`, `motion_module`).
+    `weights` are the other weights that it needs or may use, by input name (`domain_adapter`, `motion_module`).
 
     Raises:
         UserError: the cache was encoded by another VAE, weights are missing, of another kind or do not fit the base
@@ -162,7 +162,7 @@ def train_stage(
     with artifacts.draft(out, stage.kind, stage, inputs, scratch="checkpoints") as draft:
         work = partial(_train, stage, base, cache, given, inputs, draft.folder)
         launch(Job(stage.title, draft.folder, stage.train.device, work), on_step)
-        _take_figures(draft)
+        _read_figures(draft)
     return artifacts.load(out, stage.kind)
 
 
@@ -201,12 +201,12 @@ def _train(
     folder: Path,
     on_step: OnStep,
 ) -> None:
-    """Trains into the draft's folder, in this process, which may be one of several workers; the first writes."""
+    """Trains in this process, which may be one of several workers; rank 0 writes into the draft's folder."""
     pipeline = load_pipeline(base, cache, weights.get("domain_adapter"))
     model = stage.load(pipeline, weights)
-    trainable = stage.learn(model.unet)
+    trainable = stage.set_trainable(model.unet)
     if stage.init_from is not None:
-        stage.start(trainable, stage.init_from)
+        stage.initialise(trainable, stage.init_from)
     task = stage.task(pipeline, model.unet, trainable, cache.latent_size)
     result = train(stage.train, task, cache, folder, on_step)
     place = place_of(stage.train.device)
@@ -216,7 +216,7 @@ def _train(
 
 
 def _notes(stage: Stage, task: Task, inputs: Mapping[str, Input]) -> dict[str, object]:
-    """What the weight file of every stage says."""
+    """Metadata of every stage's weight file."""
     return {
         "base_model": inputs["base"].name,
         "base_model_fingerprint": inputs["base"].fingerprint,
@@ -228,12 +228,12 @@ def _notes(stage: Stage, task: Task, inputs: Mapping[str, Input]) -> dict[str, o
 
 
 def _write_figures(folder: Path, result: TrainResult, workers: int) -> None:
-    """Where `_take_figures` finds them: the training may have run in another process."""
+    """For `_read_figures`, in a file because the training may run in another process."""
     figures = {"counts": result.counts, "metrics": {**result.metrics, "workers": workers}}
     write_json(folder / FIGURES, figures)
 
 
-def _take_figures(draft: Draft) -> None:
+def _read_figures(draft: Draft) -> None:
     figures = json.loads((draft.folder / FIGURES).read_text(encoding="utf-8"))
     draft.counts.update(figures["counts"])
     draft.metrics.update(figures["metrics"])

@@ -92,13 +92,13 @@ def video_unet() -> Any:
 
 def domain_adapter(config: TrainConfig) -> Task:
     unet = image_unet()
-    trainable = DomainAdapterTraining(train=config).learn(unet)
+    trainable = DomainAdapterTraining(train=config).set_trainable(unet)
     return Task("domain adapter", unet, image_predictor, trainable, drawn_text, LATENT_SCALE, 1, LATENTS)
 
 
 def motion_module(config: TrainConfig) -> Task:
     unet = video_unet()
-    trainable = MotionModuleTraining(train=config).learn(
+    trainable = MotionModuleTraining(train=config).set_trainable(
         unet
     )  # freezes the rest: the thing to be proved, so no copy of it
     return Task("motion module", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames, LATENTS)
@@ -108,7 +108,7 @@ def motion_lora(config: TrainConfig) -> Task:
     unet = video_unet()
     for module in temporal_modules(unet).values():  # as after training; behind a zero proj_out no LoRA has a gradient
         nn.init.normal_(module.proj_out.weight, std=0.02)
-    trainable = MotionLoraTraining(train=config).learn(unet)
+    trainable = MotionLoraTraining(train=config).set_trainable(unet)
     return Task("MotionLoRA", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames, LATENTS)
 
 

@@ -36,7 +36,7 @@ class OutputLayerTraining(Stage):
     def load(self, pipeline: StableDiffusionPipeline, weights: Mapping[str, Path]) -> Model:
         return Model(pipeline.unet, {"layer": "conv_out"})
 
-    def learn(self, unet: nn.Module) -> dict[str, nn.Parameter]:
+    def set_trainable(self, unet: nn.Module) -> dict[str, nn.Parameter]:
         unet.requires_grad_(False)
         layer = unet.get_submodule("conv_out").requires_grad_(True)
         return dict(layer.named_parameters())

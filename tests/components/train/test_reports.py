@@ -93,7 +93,7 @@ def test_a_run_is_held_against_its_device(
 
 def stepper_of(base: BaseModel, clips: DrawnClips, config: TrainConfig) -> Stepper:
     pipeline, stage = load_base(base), DomainAdapterTraining(train=config, rank=2)
-    task = stage.task(pipeline, pipeline.unet, stage.learn(pipeline.unet), clips.latent_size)
+    task = stage.task(pipeline, pipeline.unet, stage.set_trainable(pipeline.unet), clips.latent_size)
     return Stepper(config, task, Place(torch.device("cpu")))
 
 
