@@ -1,2 +1,1 @@
-"""What we run: recipes, Prefect flows and the command line, and the only room that knows Prefect; imports every
-room."""
+"""Recipes, Prefect flows and the command line, and the only room that knows Prefect; imports every room."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.chain.parameters import Overrides, Prompt, RecipeName, Root, Seed, explained, work_of
-from flows.serving.reporting import carry_out, show
+from flows.chain.parameters import Overrides, Prompt, RecipeName, Root, Seed, open_workspace, with_parameter_docs
+from flows.serving.reporting import publish, run_task
 from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="animate")
-@explained
+@with_parameter_docs
 def animate(
     recipe: RecipeName = "pocket",
     overrides: Overrides = (),
@@ -19,5 +19,5 @@ def animate(
     seed: Seed = None,
 ) -> Artifact:
     """Animates the recipe's personalised model with the weights under the root folder."""
-    work = work_of(recipe, overrides, root)
-    return show(carry_out("weights to animation", lambda: work.animation(prompt, seed)), picture="animation.gif")
+    workspace = open_workspace(recipe, overrides, root)
+    return publish(run_task("weights to animation", lambda: workspace.animation(prompt, seed)), picture="animation.gif")

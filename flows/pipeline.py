@@ -1,4 +1,4 @@
-"""The table of contents: video → latents → weights → animation → scores."""
+"""All flows in order: video → latents → weights → animation → scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from prefect import flow
 from flows.animate import animate
 from flows.benchmark import benchmark
 from flows.build_latent_cache import build_latent_cache
-from flows.chain.parameters import Overrides, RecipeName, Root, explained
+from flows.chain.parameters import Overrides, RecipeName, Root, with_parameter_docs
 from flows.train_domain_adapter import train_domain_adapter
 from flows.train_motion_lora import train_motion_lora
 from flows.train_motion_module import train_motion_module
@@ -15,9 +15,9 @@ from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="pipeline")
-@explained
+@with_parameter_docs
 def pipeline(recipe: RecipeName = "pocket", overrides: Overrides = (), root: Root = None) -> Artifact:
-    """Everything, in order. What is there already is not made again."""
+    """Runs all flows in order. Artifacts that exist are not made again."""
     build_latent_cache(recipe, overrides, root)
     build_latent_cache(recipe, overrides, root, shots=True)
     train_domain_adapter(recipe, overrides, root)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.chain.parameters import Cache, Overrides, RecipeName, Root, Workers, explained, work_of
-from flows.serving.reporting import TrainingProgress, carry_out, show
+from flows.chain.parameters import Cache, Overrides, RecipeName, Root, Workers, open_workspace, with_parameter_docs
+from flows.serving.reporting import run_training
 from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="train-domain-adapter")
-@explained
+@with_parameter_docs
 def train_domain_adapter(
     recipe: RecipeName = "pocket",
     overrides: Overrides = (),
@@ -19,8 +19,9 @@ def train_domain_adapter(
     workers: Workers = 1,
 ) -> Artifact:
     """Stage 1: a LoRA on the image layers takes up the look of the training videos, from single frames."""
-    work = work_of(recipe, overrides, root)
-    progress = TrainingProgress("domain-adapter")
-    artifact = carry_out("latents to domain adapter", lambda: work.domain_adapter(cache, progress, workers))
-    progress.done()
-    return show(artifact, picture="loss.png")
+    workspace = open_workspace(recipe, overrides, root)
+    return run_training(
+        "domain-adapter",
+        "latents to domain adapter",
+        lambda on_step: workspace.domain_adapter(cache, on_step, workers),
+    )

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.chain.parameters import Adapter, Cache, Motion, Overrides, RecipeName, Root, Workers, explained, work_of
-from flows.serving.reporting import TrainingProgress, carry_out, show
+from flows.chain.parameters import (
+    Adapter,
+    Cache,
+    Motion,
+    Overrides,
+    RecipeName,
+    Root,
+    Workers,
+    open_workspace,
+    with_parameter_docs,
+)
+from flows.serving.reporting import run_training
 from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="train-motion-lora")
-@explained
+@with_parameter_docs
 def train_motion_lora(
     recipe: RecipeName = "pocket",
     overrides: Overrides = (),
@@ -21,10 +31,9 @@ def train_motion_lora(
     workers: Workers = 1,
 ) -> Artifact:
     """Stage 3: a LoRA on the temporal attention learns one shot type from a few reference clips."""
-    work = work_of(recipe, overrides, root)
-    progress = TrainingProgress("motion-lora")
-    artifact = carry_out(
-        "latents to MotionLoRA", lambda: work.motion_lora(cache, motion_module, domain_adapter, progress, workers)
+    workspace = open_workspace(recipe, overrides, root)
+    return run_training(
+        "motion-lora",
+        "latents to MotionLoRA",
+        lambda on_step: workspace.motion_lora(cache, motion_module, domain_adapter, on_step, workers),
     )
-    progress.done()
-    return show(artifact, picture="loss.png")

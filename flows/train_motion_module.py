@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.chain.parameters import Adapter, Cache, Overrides, RecipeName, Root, Workers, explained, work_of
-from flows.serving.reporting import TrainingProgress, carry_out, show
+from flows.chain.parameters import (
+    Adapter,
+    Cache,
+    Overrides,
+    RecipeName,
+    Root,
+    Workers,
+    open_workspace,
+    with_parameter_docs,
+)
+from flows.serving.reporting import run_training
 from infra.artifacts.artifacts import Artifact
 
 
 @flow(name="train-motion-module")
-@explained
+@with_parameter_docs
 def train_motion_module(
     recipe: RecipeName = "pocket",
     overrides: Overrides = (),
@@ -20,10 +29,9 @@ def train_motion_module(
     workers: Workers = 1,
 ) -> Artifact:
     """Stage 2: the temporal transformer that moves every personalised version of the base model."""
-    work = work_of(recipe, overrides, root)
-    progress = TrainingProgress("motion-module")
-    artifact = carry_out(
-        "latents to motion module", lambda: work.motion_module(cache, domain_adapter, progress, workers)
+    workspace = open_workspace(recipe, overrides, root)
+    return run_training(
+        "motion-module",
+        "latents to motion module",
+        lambda on_step: workspace.motion_module(cache, domain_adapter, on_step, workers),
     )
-    progress.done()
-    return show(artifact, picture="loss.png")

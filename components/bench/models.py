@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from components.diffusion.objective import image_predictor, video_predictor
-from components.lora import domain_adapter, motion_lora
 from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
 from components.motion.presets import PresetName
-from components.stages.models import motion_parameters, task_of
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
+from components.stages.stage import Stage
 from components.train.activation_checkpointing import Checkpointing
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig
@@ -92,23 +93,34 @@ def config_of(case: Case, device: torch.device) -> TrainConfig:
 
 
 def task_for(case: Case, device: torch.device) -> tuple[StableDiffusionPipeline, Task, ClipsInMemory]:
-    """The stage's model as the stages build it, fp32 on the CPU."""
-    if case.stage not in STAGES:
-        raise UserError(f"There is no stage {case.stage!r}.", f"Stages: {', '.join(STAGES)}.", "Name one of these.")
+    """The stage's model as the stage builds it, fp32 on the CPU."""
+    stage = _stage_of(case, config_of(case, device))
     pipeline = _pocket() if case.model == "pocket" else random_sd15()
     source = ClipsInMemory(case, pipeline.vae_scale_factor)
-    config, unet = config_of(case, device), pipeline.unet
-    if case.stage == "domain-adapter":
-        trainable = domain_adapter.add_domain_adapter(unet, 16 if case.model == "pocket" else 128, 0)
-        return pipeline, task_of(case.stage, pipeline, unet, image_predictor, trainable, source, config), source
-    preset: PresetName = "from-base" if case.model == "pocket" else "v3"
-    module = MotionModuleConfig(preset=preset)
-    pipeline.unet = video = insert(unet, fresh_motion_adapter(module, unet), module.group_norm, module.image_norm)
+    unet: nn.Module = pipeline.unet
+    if stage.clips:
+        module = MotionModuleConfig(preset=_preset(case))
+        adapter = fresh_motion_adapter(module, pipeline.unet)
+        pipeline.unet = unet = insert(pipeline.unet, adapter, module.group_norm, module.image_norm)
+    return pipeline, stage.task(pipeline, unet, stage.set_trainable(unet), source.latent_size), source
+
+
+def _stage_of(case: Case, train: TrainConfig) -> Stage:
+    """
+    Raises:
+        UserError: there is no such stage.
+    """
+    if case.stage not in STAGES:
+        raise UserError(f"There is no stage {case.stage!r}.", f"Stages: {', '.join(STAGES)}.", "Name one of these.")
     if case.stage == "motion-module":
-        trainable = motion_parameters(video)
-    else:
-        trainable = motion_lora.add_motion_lora(video, 16 if case.model == "pocket" else 64, 0)
-    return pipeline, task_of(case.stage, pipeline, video, video_predictor, trainable, source, config), source
+        return MotionModuleTraining(preset=_preset(case), train=train)
+    if case.stage == "motion-lora":
+        return MotionLoraTraining(rank=16 if case.model == "pocket" else 64, train=train)
+    return DomainAdapterTraining(rank=16 if case.model == "pocket" else 128, train=train)
+
+
+def _preset(case: Case) -> PresetName:
+    return "from-base" if case.model == "pocket" else "v3"
 
 
 def _pocket() -> StableDiffusionPipeline:

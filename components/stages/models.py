@@ -1,38 +1,32 @@
-"""What a stage trains: the base model with its inserts, all frozen but the stage's own parameters."""
+"""What stages load: the base model that fits the cache, a motion module in it, a LoRA to start from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from components.base.base_model import BaseModel, load_base, prediction_of, vae_sha256
-from components.base.text_states import TextStates
-from components.diffusion.objective import Predict, image_predictor
+from components.base.base_model import BaseModel, load_base, vae_sha256
 from components.lora import domain_adapter as adapters
 from components.lora import lora
 from components.lora.stack import LoraStack
 from components.motion.motion_module import insert
 from components.train.batch import BatchSource
-from components.train.config import TrainConfig
-from components.train.ranks import place_of
-from components.train.report.samples import drawer
-from components.train.step import Task
 from infra.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import MotionAdapter, StableDiffusionPipeline, UNetMotionModel
 
 
-def load_for(base: BaseModel, cache: BatchSource, domain_adapter: Path | None = None) -> StableDiffusionPipeline:
-    """The base model, on the CPU, after checking that the cache's latents are those of its VAE; a domain adapter is
-    folded into it at scale 1.
+def load_pipeline(base: BaseModel, cache: BatchSource, domain_adapter: Path | None = None) -> StableDiffusionPipeline:
+    """The base model on the CPU, with a domain adapter folded into it at scale 1.
 
     Raises:
-        UserError: another VAE's, or a size that the UNet cannot halve as often as it does.
+        UserError: the cache was encoded by another VAE, or its clips have a size that the UNet cannot halve as often
+            as it does.
     """
     pipeline = load_base(base)
     own = vae_sha256(pipeline.vae)
@@ -56,13 +50,19 @@ def load_for(base: BaseModel, cache: BatchSource, domain_adapter: Path | None = 
     return pipeline
 
 
-def video_unet(
-    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, notes: Mapping[str, Any], train_config: TrainConfig
+def insert_motion_module(
+    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, notes: Mapping[str, Any], frames: int
 ) -> UNetMotionModel:
+    """The video model, which takes the image UNet's place in the pipeline; `notes` are the motion module's.
+
+    Raises:
+        UserError: clips of `frames` frames are longer than the motion module's longest window, or it was made for
+            another base model.
+    """
     longest = adapter.config.motion_max_seq_length
-    if train_config.frames > longest:
+    if frames > longest:
         raise UserError(
-            f"The training window has {train_config.frames} frames and the motion module {longest} positions.",
+            f"The training window has {frames} frames and the motion module {longest} positions.",
             "Frames past the last position cannot be told apart.",
             "Lower train.frames, or raise the motion module's max_frames.",
         )
@@ -71,42 +71,12 @@ def video_unet(
     return unet
 
 
-def motion_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """Freezes all but the motion module; returns its parameters by name."""
-    unet.requires_grad_(False)
-    found = {name: parameter for name, parameter in unet.named_parameters() if ".motion_modules." in name}
-    for parameter in found.values():
-        parameter.requires_grad_(True)
-    return found
-
-
-def task_of(
-    title: str,
-    pipeline: StableDiffusionPipeline,
-    unet: nn.Module,
-    predictor: Callable[[nn.Module], Predict],
-    trainable: dict[str, nn.Parameter],
-    cache: BatchSource,
-    config: TrainConfig,
-) -> Task:
-    """A clip is one frame where the model is the image model."""
-    prediction = prediction_of(pipeline)
-    return Task(
-        title=title,
-        unet=unet,
-        predictor=predictor,
-        trainable=trainable,
-        text=TextStates(pipeline.tokenizer, pipeline.text_encoder, place_of(config.device).device),
-        latent_scale=pipeline.vae.config.scaling_factor,
-        frames=1 if predictor is image_predictor else config.frames,
-        latent_size=cache.latent_size,
-        prediction=prediction,
-        draw=drawer(pipeline, unet, config.beta_schedule, prediction),
-    )
-
-
 def start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, path: Path) -> None:
-    """Copies the weights to start from into the fresh parameters."""
+    """Copies the weights of a LoRA into the fresh parameters of another.
+
+    Raises:
+        UserError: their ranks or layers differ.
+    """
     values = given.state
     wrong = [
         name
@@ -115,7 +85,7 @@ def start_lora(trainable: Mapping[str, nn.Parameter], given: lora.LoraWeights, p
     ]
     if wrong:
         raise UserError(
-            f"{path} has rank {given.rank} or layers that differ from what is to be trained, such as {wrong[0]}.",
+            f"{path} has rank {given.rank} or layers that differ from those to be trained, such as {wrong[0]}.",
             "Training can only start from weights of the same shape.",
             f"Set rank={given.rank}, or leave init_from out.",
         )

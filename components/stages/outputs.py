@@ -1,4 +1,4 @@
-"""How a stage's weights are written: both formats, each read back and compared before the artifact is sealed."""
+"""Writes a stage's weights in both formats; each file is read back and compared before the artifact is sealed."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def _check_same(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, 
         raise WorkError(
             f"{path} does not read back as it was written: {len(wrong)} tensors differ, such as {min(wrong)}.",
             "The disk or a library has changed them; the checkpoints are kept.",
-            "Run the same command again to write it anew.",
+            "Run the same command again to write it again.",
         )

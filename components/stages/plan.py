@@ -1,7 +1,7 @@
-"""What a training will cost, before anything is loaded: from a recipe and the base model's config alone.
+"""What a training costs, from the stage and the base model's config alone; no weights are loaded.
 
-FLOPs and bytes are counted (`components.train.estimate`); hours are those FLOPs at a share of the GPU's matmul rate
-that well-tuned trainers of this kind reach, which is an assumption and said as one.
+FLOPs and bytes are counted (`components.train.estimate`). Hours assume the share of the GPU's matmul rate that
+well-tuned trainers of this kind reach.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from torch import nn
 
 from components.base.base_model import HUB_REFERENCE
 from components.base.files import config_of
-from components.lora import lora
 from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.stages.stage import Stage
 from components.train.activation_checkpointing import Checkpointing
-from components.train.config import TrainConfig
 from components.train.estimate import GIB, Memory, Shape, least_that_fits, memory, step_flops
 from infra.errors import UserError
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in GiB; bf16 matmul rate that large products reach, TFLOP/s; a usual price an hour, US dollars."""
+    """Memory in GiB; bf16 matmul rate that large products reach, in TFLOP/s; a usual price per hour, in US dollars."""
 
     name: str
     memory_gib: float
@@ -48,29 +47,37 @@ GPUS = {
 }
 SHARES = (0.21, 0.31, 0.38)
 """Of the matmul rate: published trainers of Stable Diffusion; well-tuned eager; compiled. Assumed, not measured."""
+TEXT_LENGTH = 77  # tokens, of SD 1.5
+FROM_BASE = MotionModuleConfig(preset="from-base")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`flops` of one optimizer step without recomputing; `mode` is the least recomputation that fits the GPU, None when
-    none does; `memory` is for that mode, or for `full`."""
+    """What `plan` found. `mode` is the least activation checkpointing that fits the GPU, None if none does."""
 
     stage: str
     trained: int
+    """Parameters."""
     frozen: int
+    """Parameters."""
     steps: int
     samples: int
+    """In all steps together."""
     flops: int
+    """Of one optimizer step, without what is recomputed."""
     memory: Memory
+    """For `mode`, or for `full` if none fits."""
     mode: Checkpointing | None
     gpu: Gpu
     flops_run: int
+    """Of one optimizer step, with what is recomputed."""
 
     def hours(self, share: float) -> float:
+        """Of the whole training, at this share of the GPU's matmul rate."""
         return self.flops_run * self.steps / (share * self.gpu.tflops * 1e12) / 3600
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Text to print."""
         slow, usual, fast = (self.hours(share) for share in SHARES)
         fits = f"{self.mode} recomputed" if self.mode not in (None, "none") else "nothing recomputed"
         if self.mode is None:
@@ -94,27 +101,21 @@ class Plan:
 
 
 def plan(
-    stage: str,
-    train: TrainConfig,
-    base: Path,
-    latent_size: tuple[int, int],
-    gpu: str,
-    module: MotionModuleConfig | None = None,
-    rank: int = 0,
+    stage: Stage, base: Path, latent_size: tuple[int, int], gpu: str, module: MotionModuleConfig = FROM_BASE
 ) -> Plan:
-    """The plan of `domain-adapter`, `motion-module` or `motion-lora` on latents of this height and width.
+    """What a stage costs on latents of this height and width; `module` is the shape of the motion module that a stage
+    on clips is given, where it does not train one itself.
 
     Raises:
         UserError: an unknown GPU, or a base model whose UNet's config cannot be read.
     """
     if gpu not in GPUS:
         raise UserError(f"There is no figure for the GPU {gpu!r}.", f"Known: {', '.join(GPUS)}.", "Name one of these.")
-    settings = unet_settings(base)
-    frames = 1 if stage == "domain-adapter" else train.frames
-    shape = Shape(train.batch_size, frames, *latent_size, 77, int(settings["cross_attention_dim"]))
+    settings, train = unet_settings(base), stage.train
+    shape = Shape(train.batch_size, stage.frames, *latent_size, TEXT_LENGTH, int(settings["cross_attention_dim"]))
 
     def build() -> nn.Module:
-        return _model(stage, settings, module or MotionModuleConfig(preset="from-base"), rank)
+        return _model(stage, settings, module)
 
     model = build()
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
@@ -122,11 +123,15 @@ def plan(
     parts = train.gradient_accumulation
     moments = 1 if train.optimizer == "adamw-8bit" else 4
     room = GPUS[gpu].memory_gib * GIB
-    mode, needed = least_that_fits(room, memory(build(), shape, train.ema_decay is not None, moments))
-    flops = step_flops(model, shape) * parts
-    run = flops if mode == "none" else step_flops(build(), shape, mode or "full") * parts
+    mode, needed = least_that_fits(
+        room, memory(build(), shape, train.ema_decay is not None, moments, predict=stage.predictor)
+    )
+    flops = step_flops(model, shape, predict=stage.predictor) * parts
+    run = flops
+    if mode != "none":
+        run = step_flops(build(), shape, mode or "full", stage.predictor) * parts
     samples = train.steps * train.batch_size * parts
-    return Plan(stage, trained, frozen, train.steps, samples, flops, needed, mode, GPUS[gpu], run)
+    return Plan(stage.kind, trained, frozen, train.steps, samples, flops, needed, mode, GPUS[gpu], run)
 
 
 def unet_settings(base: Path) -> dict[str, Any]:
@@ -145,19 +150,14 @@ def unet_settings(base: Path) -> dict[str, Any]:
     return config_of(base, "unet")
 
 
-def _model(stage: str, settings: dict[str, Any], module: MotionModuleConfig, rank: int) -> nn.Module:
-    """The stage's model on the meta device, with what learns marked."""
+def _model(stage: Stage, settings: dict[str, Any], module: MotionModuleConfig) -> nn.Module:
+    """The stage's model on the meta device, with `requires_grad` set on what it trains."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(settings)
-        if stage != "domain-adapter":
-            unet = insert(unet, fresh_motion_adapter(module, unet))
-        if stage == "motion-module":
-            unet.requires_grad_(False)
-            for name, parameter in unet.named_parameters():
-                parameter.requires_grad_(".motion_modules." in name)
-        else:
-            lora.add_trainable(unet, stage, rank, seed=0)
+        if stage.clips:
+            unet = insert(unet, fresh_motion_adapter(stage.new_module or module, unet))
+        stage.set_trainable(unet)
     assert isinstance(unet, nn.Module)
     return unet

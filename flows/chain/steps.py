@@ -1,24 +1,24 @@
-"""One plain function an arrow of the data's way; the command line and the flows call these. Each writes one folder.
+"""The steps from videos to scores, a plain function each: the command line and the flows call them.
 
-A training runs in this process, or on `workers` of this machine or of the Ray cluster at `ray_address`.
+Each reads folders and writes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra.artifacts.artifacts import Artifact
 
 if TYPE_CHECKING:
     from components.animate.config import AnimationConfig, AnimationModels
     from components.base.base_model import BaseModel
-    from components.stages.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
+    from components.motion.motion_module import MotionModuleConfig
+    from components.stages.stage import Stage
     from components.train.report.log import StepReport
     from data_prep.config import CacheConfig
     from evaluation.benchmark.config import BenchmarkConfig
-    from flows.recipes.recipe import Recipe
 
     OnStep = Callable[[StepReport], None]
 
@@ -39,69 +39,27 @@ def latent_cache(
     return build_latent_cache(config, source, videos, resolve(base.path), out, prune, download)
 
 
-def domain_adapter(
-    config: DomainAdapterTraining,
+def train(
+    stage: Stage,
     base: BaseModel,
     cache: Path,
     out: Path,
+    weights: Mapping[str, Path | None],
     on_step: OnStep | None = None,
     workers: int = 1,
     ray_address: str | None = None,
 ) -> Artifact:
-    """Latents → domain adapter (stage 1)."""
-    from components.stages.stages import train_domain_adapter
+    """Latents → weights of one stage, trained with other `weights` by input name (`domain_adapter`, `motion_module`).
+
+    It runs in this process, or on `workers` of this machine or of the Ray cluster at `ray_address`.
+    """
+    from components.stages.stage import train_stage
     from components.train.loop.launch import launch_on
     from data_prep.cache.cache import LatentCache
 
     latents = LatentCache(cache)
-    return train_domain_adapter(
-        config, base, latents, latents.artifact.as_input(), out, on_step, launch_on(workers, ray_address)
-    )
-
-
-def motion_module(
-    config: MotionModuleTraining,
-    base: BaseModel,
-    cache: Path,
-    domain_adapter: Path | None,
-    out: Path,
-    on_step: OnStep | None = None,
-    workers: int = 1,
-    ray_address: str | None = None,
-) -> Artifact:
-    """Latents → motion module (stage 2), with the domain adapter active and frozen."""
-    from components.stages.stages import train_motion_module
-    from components.train.loop.launch import launch_on
-    from data_prep.cache.cache import LatentCache
-
-    latents = LatentCache(cache)
-    return train_motion_module(
-        config, base, latents, latents.artifact.as_input(), out, domain_adapter, on_step,
-        launch_on(workers, ray_address),
-    )  # fmt: skip
-
-
-def motion_lora(
-    config: MotionLoraTraining,
-    base: BaseModel,
-    cache: Path,
-    motion_module: Path,
-    domain_adapter: Path | None,
-    out: Path,
-    on_step: OnStep | None = None,
-    workers: int = 1,
-    ray_address: str | None = None,
-) -> Artifact:
-    """Latents of one shot type → MotionLoRA (stage 3)."""
-    from components.stages.stages import train_motion_lora
-    from components.train.loop.launch import launch_on
-    from data_prep.cache.cache import LatentCache
-
-    latents = LatentCache(cache)
-    return train_motion_lora(
-        config, base, latents, latents.artifact.as_input(), out, motion_module, domain_adapter, on_step,
-        launch_on(workers, ray_address),
-    )  # fmt: skip
+    launch = launch_on(workers, ray_address)
+    return train_stage(stage, base, latents, latents.artifact.as_input(), out, weights, on_step, launch)
 
 
 def animation(config: AnimationConfig, models: AnimationModels, out: Path, device: str = "auto") -> Artifact:
@@ -118,16 +76,12 @@ def benchmark(config: BenchmarkConfig, out: Path, device: str = "auto") -> Artif
     return run_benchmark(config, out, device)
 
 
-def plan(stage: str, recipe: Recipe, cache: Path, gpu: str) -> list[str]:
-    """What a stage of a recipe will cost on a GPU, in lines for people; no weights are loaded."""
+def plan(stage: Stage, base: BaseModel, cache: Path, gpu: str, module: MotionModuleConfig) -> list[str]:
+    """What a stage costs on a GPU, in lines to print; no weights are loaded.
+
+    `module` is the shape of the motion module that the stage is given, where it does not train one itself.
+    """
     from components.stages.plan import plan as plan_of
     from data_prep.cache.cache import LatentCache
 
-    part: Any = {
-        "domain-adapter": recipe.domain_adapter,
-        "motion-module": recipe.motion_module,
-        "motion-lora": recipe.motion_lora,
-    }[stage]
-    rank = getattr(part, "rank", 0)
-    size = LatentCache(cache).latent_size
-    return plan_of(stage, part.train, recipe.base.path, size, gpu, recipe.motion_module, rank).lines()
+    return plan_of(stage, base.path, LatentCache(cache).latent_size, gpu, module).lines()

@@ -1,9 +1,12 @@
-"""`animateflow animate` and `animateflow benchmark`: what the weights do, to see and in figures."""
+"""`animateflow animate` and `animateflow benchmark`: animations from weights, and their scores.
+
+`animate` is long because of its options.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,20 +16,23 @@ from flows.cli.options import (
     OutOption,
     RecipeOption,
     SetOption,
-    all_weighted,
-    named,
-    recipe_with,
-    tell,
-    weighted,
+    load_recipe,
+    parse_embedding,
+    parse_weighted,
+    parse_weighted_files,
+    print_artifact,
 )
+
+if TYPE_CHECKING:
+    from components.base.base_model import BaseModel
 
 
 def animate(
     out: OutOption,
-    prompt: Annotated[str | None, typer.Option(help="What to see, and how it moves.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to show, and how it moves.")] = None,
     base: BaseOption = None,
     motion_module: Annotated[
-        Path | None, typer.Option(help="A motion module; without one every frame is a picture of its own.")
+        Path | None, typer.Option(help="A motion module; without one the frames are independent images.")
     ] = None,
     motion_lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE:SCALE", help="A MotionLoRA; may be repeated.")
@@ -54,7 +60,7 @@ def animate(
     device: DeviceOption = "auto",
     overrides: SetOption = None,
 ) -> None:
-    """Animates a base or personalised model: mp4, gif and a JSON row that says how.
+    """Animates a base or personalised model; writes mp4, gif and a JSON row with all settings.
 
     Sizes, steps, guidance and sampler come from the recipe: `--set animation.steps=40 --set animation.scheduler=euler`.
 
@@ -62,34 +68,28 @@ def animate(
     --motion-lora zoom-in.safetensors:0.8 --prompt "a fox running through snow" --out runs/mine/fox`
     """
     from components.animate.config import AnimationModels
-    from components.base.base_model import EmbeddingFile, LoraFile
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base)
     given = {"prompt": prompt, "seed": seed, "control_videos": tuple(control_video or ()) or None}
     changes = {name: value for name, value in given.items() if value is not None}
-    model = whole.base
-    if lora:
-        files = all_weighted(lora)
-        model = model.replace(loras=tuple(LoraFile(path=file.path, scale=file.scale) for file in files))
-    if embedding:
-        pairs = [(Path(text), None) if Path(text).exists() else named(text) for text in embedding]
-        model = model.replace(embeddings=tuple(EmbeddingFile(path=path, token=token) for path, token in pairs))
     models = AnimationModels(
-        base=model,
+        base=_with_files(whole.base, lora, embedding),
         motion_module=motion_module,
-        motion_loras=all_weighted(motion_lora),
-        domain_adapter=weighted(domain_adapter),
-        controlnets=all_weighted(controlnet),
+        motion_loras=parse_weighted_files(motion_lora),
+        domain_adapter=parse_weighted(domain_adapter),
+        controlnets=parse_weighted_files(controlnet),
     )
-    tell(steps.animation(whole.animation.replace(**changes), models, out, device), f"open {out}/animation.gif")
+    print_artifact(
+        steps.animation(whole.animation.replace(**changes), models, out, device), f"open {out}/animation.gif"
+    )
 
 
 def benchmark(
     out: OutOption,
     recipe: RecipeOption = "pocket",
     motion_module: Annotated[
-        Path | None, typer.Option(help="Your motion module, measured beside the recipe's.")
+        Path | None, typer.Option(help="Your motion module, measured besides the recipe's.")
     ] = None,
     motion_lora: Annotated[Path | None, typer.Option(help="Your MotionLoRA on it.")] = None,
     domain_adapter: Annotated[Path | None, typer.Option(help="Your domain adapter.")] = None,
@@ -102,11 +102,24 @@ def benchmark(
     """
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides)
+    whole = load_recipe(recipe, overrides)
     config = whole.benchmark.with_weights(motion_module, motion_lora, domain_adapter)
-    tell(steps.benchmark(config, out, device), f"open {out}/report.html")
+    print_artifact(steps.benchmark(config, out, device), f"open {out}/report.html")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.command()(animate)
     main.command()(benchmark)
+
+
+def _with_files(base: BaseModel, loras: list[str] | None, embeddings: list[str] | None) -> BaseModel:
+    """The base model with the LoRAs and embeddings of the command line."""
+    from components.base.base_model import EmbeddingFile, LoraFile
+
+    if loras:
+        files = parse_weighted_files(loras)
+        base = base.replace(loras=tuple(LoraFile(path=file.path, scale=file.scale) for file in files))
+    if embeddings:
+        pairs = [parse_embedding(text) for text in embeddings]
+        base = base.replace(embeddings=tuple(EmbeddingFile(path=path, token=token) for path, token in pairs))
+    return base

@@ -1,4 +1,4 @@
-"""`animateflow cache`: videos to latents, and looking at what came out."""
+"""`animateflow cache`: builds, plans, verifies and inspects latent caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import BaseOption, OutOption, RecipeOption, SetOption, recipe_with, tell
+from flows.cli.options import BaseOption, OutOption, RecipeOption, SetOption, load_recipe, print_artifact
 
 app = typer.Typer(no_args_is_help=True, help="Latent caches: build, verify, inspect.")
 SourceOption = Annotated[
@@ -43,9 +43,9 @@ def build(
 ) -> None:
     """Checks, decodes and encodes videos into a latent cache, or brings a cache up to date.
 
-    Stopped in the middle, the same command goes on with the shards that are missing. Run again after videos, captions
-    or settings changed, it encodes what they changed; the old version stays until the new one is whole. A video that
-    cannot be used is listed in `rejected.parquet` with the reason.
+    After a stop, the same command encodes the missing shards. After a change of videos, captions or settings it encodes
+    what changed; the old version stays until the new one is complete. A video that cannot be used is listed in
+    `rejected.parquet` with the reason.
 
     Example: `animateflow cache build --source webvid.csv --videos videos/ --recipe sd15 --out runs/mine/cache`
 
@@ -54,9 +54,9 @@ def build(
     """
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base)
     config = whole.shots if shots else whole.cache
-    tell(
+    print_artifact(
         steps.latent_cache(config, source, videos, whole.base, out, prune, download),
         f"animateflow cache inspect {out}",
     )
@@ -75,20 +75,20 @@ def plan(
         float | None, typer.Option(min=0.001, help="Of the VAE on one GPU, where that GPU is not here to be timed.")
     ] = None,
     read_mib_per_second: Annotated[
-        float | None, typer.Option(min=0.001, help="What the storage of the videos delivers; left out, it is no limit.")
+        float | None, typer.Option(min=0.001, help="Read rate of the videos' storage; unlimited by default.")
     ] = None,
     overrides: SetOption = None,
 ) -> None:
-    """Says what a cache will cost before it is built: clips, hours, disk, GPU-hours and wall time.
+    """Prints what a cache will cost before it is built: clips, hours, disk, GPU-hours and wall time.
 
-    Some videos, drawn at random, are decoded, and the VAE is timed; nothing is written.
+    It decodes a random sample of the videos and times the VAE; nothing is written.
 
     Example: `animateflow cache plan --source webvid.csv --videos videos/ --gpus 8 --cpus 128 --frames-per-second 900`
     """
     from components.base.hub import resolve
     from data_prep.builder.estimate import estimate
 
-    whole = recipe_with(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base)
     read = None if read_mib_per_second is None else read_mib_per_second * (1 << 20)
     typer.echo(
         str(
@@ -122,10 +122,10 @@ def inspect(
     from components.base.hub import resolve
     from data_prep.look.inspect import inspect_cache
 
-    whole = recipe_with(recipe, None, base)
+    whole = load_recipe(recipe, None, base)
     page = inspect_cache(folder, resolve(whole.base.path), out or folder.with_name(f"{folder.name}-inspect.html"))
     typer.echo(f"Open {page}")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.add_typer(app, name="cache")

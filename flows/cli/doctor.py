@@ -1,4 +1,4 @@
-"""What this machine has and lacks, and what to do about each lack."""
+"""The checks of `animateflow doctor`: what is installed, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DISK_GIB_MIN = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing examined. `note` is worth knowing, `missing` keeps something from working."""
+    """The result of one check. A `note` is worth knowing; something does not work while a thing is `missing`."""
 
     state: Literal["ok", "note", "missing"]
     what: str
@@ -38,13 +38,13 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, in order of what it costs to find out."""
+    """Runs every check, the quick ones first."""
     for check in (python, packages, memory, disk, weights, prefect_server, device, decoding, ray_start):
-        yield guarded(check)
+        yield run_check(check)
 
 
-def guarded(check: Callable[[], Finding]) -> Finding:
-    """A check that breaks is a finding too: the doctor sees whole machines, broken ones above all."""
+def run_check(check: Callable[[], Finding]) -> Finding:
+    """A check that raises is a finding too: broken machines are what the doctor is for."""
     try:
         return check()
     except Exception as error:  # noqa: BLE001
@@ -92,12 +92,12 @@ def memory() -> Finding:
     free = psutil.virtual_memory().available / 2**30
     found = f"{free:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}, {os.cpu_count()} cores"
     if free < MEMORY_GIB_MIN:
-        return Finding("note", "memory", found, f"The demo wants {MEMORY_GIB_MIN:.0f} GiB: close other programs.")
+        return Finding("note", "memory", found, f"The demo needs {MEMORY_GIB_MIN:.0f} GiB: close other programs.")
     return Finding("ok", "memory", found)
 
 
 def disk() -> Finding:
-    """Room under the working folder, and whether it can be written."""
+    """Free space under the working directory, and whether it can be written."""
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if not os.access(Path.cwd(), os.W_OK):
         return Finding("note", "disk", f"{Path.cwd()} cannot be written", "Work in another folder, or name --out.")
@@ -107,7 +107,7 @@ def disk() -> Finding:
 
 
 def weights() -> Finding:
-    """The pocket world's weights against their checksums."""
+    """The shipped pocket weights against their checksums."""
     from infra.pocket.build import WEIGHTS, check_weights
 
     try:

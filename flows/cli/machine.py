@@ -17,5 +17,5 @@ def doctor() -> None:
     typer.echo("\nAll that is needed is here.")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.command()(doctor)

@@ -1,4 +1,4 @@
-"""`animateflow`: the command line over the plain functions in `flows.chain.steps`. It needs no Prefect server.
+"""`animateflow`: the command line. It calls the functions in `flows.chain.steps` and needs no Prefect server.
 
 Exit codes: 0 done; 1 the work failed; 2 the input or the usage was wrong; 130 stopped by Ctrl-C.
 """
@@ -10,12 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import animate as animating
-from flows.cli import cache as caching
-from flows.cli import machine, weights
-from flows.cli import pocket as world
-from flows.cli import serve as prefecting
-from flows.cli import train as training
+from flows.cli import animate, cache, machine, pocket, serve, train, weights
 from infra.errors import AnimateflowError
 
 app = typer.Typer(
@@ -38,17 +33,12 @@ def options(
     setup_logging(verbose)
 
 
-world.add_to(app)
-machine.add_to(app)
-caching.add_to(app)
-training.add_to(app)
-animating.add_to(app)
-weights.add_to(app)
-prefecting.add_to(app)
+for commands in (pocket, machine, cache, train, animate, weights, serve):
+    commands.register(app)
 
 
 def main() -> None:
-    """The console script. A person's mistake ends in one message on stderr, never in a traceback."""
+    """The console script. A user's mistake ends in one message on stderr, without a traceback."""
     try:
         app()
     except AnimateflowError as error:
@@ -57,7 +47,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as ending:
         if ending.code == 130:
-            sys.stderr.write("Stopped. Run the same command again to go on where it was.\n")
+            sys.stderr.write("Stopped. Run the same command again to resume.\n")
         raise
 
 

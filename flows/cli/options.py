@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what parses and prints for them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from infra.artifacts.artifacts import Artifact
 
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="The whole config to start from: pocket, pocket-full or sd15.")
+    str, typer.Option("--recipe", "-r", help="The config to start from: pocket, pocket-full or sd15.")
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change one field of the recipe; may be repeated."),
 ]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; finished work there is kept.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; a finished artifact there is kept.")]
 CacheOption = Annotated[Path, typer.Option("--cache", help="A latent cache, made by `animateflow cache build`.")]
 BaseOption = Annotated[
     Path | None,
@@ -32,7 +32,7 @@ BaseOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 
-def recipe_with(name: str, overrides: list[str] | None, base: Path | None = None) -> Recipe:
+def load_recipe(name: str, overrides: list[str] | None, base: Path | None = None) -> Recipe:
     """The recipe with every `--set`, and another base model where one is given."""
     from flows.recipes.recipes import recipe_named
     from infra.config import apply_overrides
@@ -43,11 +43,11 @@ def recipe_with(name: str, overrides: list[str] | None, base: Path | None = None
     return apply_overrides(recipe_named(name), given)
 
 
-def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
+def parse_weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
     """`FILE:0.8` to the file and its scale; without `:scale` the default scale.
 
     Raises:
-        UserError: the part after the last colon is no number and the whole is no file.
+        UserError: the text is not an existing file, and what follows its last colon is not a number.
     """
     from components.animate.config import WeightedFile
 
@@ -66,19 +66,19 @@ def weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
         ) from None
 
 
-def all_weighted(texts: list[str] | None) -> tuple[WeightedFile, ...]:
-    """`weighted` of each."""
-    return tuple(file for text in texts or () if (file := weighted(text)) is not None)
+def parse_weighted_files(texts: list[str] | None) -> tuple[WeightedFile, ...]:
+    """`parse_weighted` of each."""
+    return tuple(file for text in texts or () if (file := parse_weighted(text)) is not None)
 
 
-def named(text: str) -> tuple[Path, str | None]:
-    """`FILE:WORD` to the file and its word."""
+def parse_embedding(text: str) -> tuple[Path, str | None]:
+    """`FILE:WORD` to the file and its word, `FILE` to the file alone."""
     path, colon, word = text.rpartition(":")
-    return (Path(path), word) if colon else (Path(text), None)
+    return (Path(path), word) if colon and not Path(text).exists() else (Path(text), None)
 
 
-def tell(artifact: Artifact, next_step: str = "") -> None:
-    """Prints where the artifact is, what it counts and measures, and what one can do with it."""
+def print_artifact(artifact: Artifact, next_step: str = "") -> None:
+    """Prints the artifact's folder, counts and metrics, and the command to run next."""
     typer.echo(f"{artifact.kind}  {artifact.folder}")
     figures = {
         **artifact.counts,

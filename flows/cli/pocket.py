@@ -1,4 +1,4 @@
-"""`animateflow demo` and `animateflow pocket`: the small world in which everything runs on two CPU cores."""
+"""`animateflow demo` and `animateflow pocket`: a small model and drawn clips, for two CPU cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import SetOption, recipe_with
+from flows.cli.options import SetOption, load_recipe
 
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its clips and its weights.")
 
@@ -18,19 +18,19 @@ def demo(
 ) -> None:
     """The whole pipeline on the pocket recipe: draw clips, encode, train three stages, animate, score.
 
-    A few minutes on two cores, no GPU, no network. Run again, it redoes nothing.
+    A few minutes on two cores, no GPU, no network. Run again, it makes only what is missing.
     """
     import time
 
-    from flows.chain.work import STAGES, Work
+    from flows.chain.workspace import STEPS, Workspace
 
-    work = Work(recipe_with("pocket", overrides), root)
+    workspace = Workspace(load_recipe("pocket", overrides), root)
     started = time.monotonic()
     artifact = None
-    for number, (title, make) in enumerate(STAGES, 1):
-        typer.echo(f"[{number}/{len(STAGES)}] {title}")
+    for number, (title, make) in enumerate(STEPS, 1):
+        typer.echo(f"[{number}/{len(STEPS)}] {title}")
         begun = time.monotonic()
-        artifact = make(work)
+        artifact = make(workspace)
         typer.echo(f"      {artifact.folder}  ({time.monotonic() - begun:.0f} s)")
     assert artifact is not None
     typer.echo(f"\nDone in {time.monotonic() - started:.0f} s. The report, with every animation and score:")
@@ -69,8 +69,8 @@ def build(
 ) -> None:
     """Trains everything that ships in `infra/pocket/weights/` from nothing: two to three hours on two cores.
 
-    VAE, base model, CLIP, two personalised models, then the three stages on drawn clips. Stopped, it goes on with what
-    is missing. Fields of `models` are those of the image models, all others those of the recipe pocket-full.
+    VAE, base model, CLIP, two personalised models, then the three stages on drawn clips. After a stop, the same command
+    makes what is missing. Fields of `models` are those of the image models, all others those of the recipe pocket-full.
 
     A short try: `animateflow pocket build --out world --set models.base_steps=20 --set motion_module.train.steps=20`
     """
@@ -85,6 +85,6 @@ def build(
     typer.echo(f"Weights: {weights}")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.command()(demo)
     main.add_typer(pocket, name="pocket")

@@ -1,4 +1,4 @@
-"""All that ships under `infra/pocket/weights/`, from nothing: the models, then the three stages on drawn clips."""
+"""Trains all that ships under `infra/pocket/weights/`: the models, then the three stages on drawn clips."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ STAGES = {"domain-adapter": "domain-adapter", "motion-module": "motion-module", 
 def build_pocket_weights(config: PocketModels, overrides: list[str], root: Path) -> Path:
     """Trains what ships with the project; returns `root/weights`, laid out as `infra/pocket/weights/`.
 
-    Two to three hours on two cores. Stopped, the same call goes on with what is missing.
+    Two to three hours on two cores. After a stop, the same call makes what is missing.
     """
-    from flows.chain.work import Work
+    from flows.chain.workspace import Workspace
     from flows.recipes.recipes import recipe_named
     from infra.config import apply_overrides
 
     models = build_models(config, root / "models")
     base = ("base.path", models.folder / "base")
     recipe = apply_overrides(recipe_named("pocket-full"), [base, *overrides])
-    work = Work(recipe, root / "stages")
-    trained = [work.domain_adapter(), work.motion_module(), work.motion_lora()]
+    workspace = Workspace(recipe, root / "stages")
+    trained = [workspace.domain_adapter(), workspace.motion_module(), workspace.motion_lora()]
     return assemble(models.folder, trained, root / "weights")
 
 

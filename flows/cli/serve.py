@@ -19,7 +19,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port of the server; 4200 or a free one by default.")] = None,
     state: StateOption = None,
 ) -> None:
-    """Starts a Prefect server, deploys every flow and starts a worker, on this machine; Ctrl-C stops it all.
+    """Starts a Prefect server and a worker on this machine and deploys every flow; Ctrl-C stops all.
 
     The server listens on 127.0.0.1 only.
     """
@@ -54,7 +54,7 @@ def run(
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the flow, such as root=runs/mine."),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Wait for the end; exit code 1 where the run fails.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Wait for the end; exit code 1 if the run fails.")] = False,
     state: StateOption = None,
 ) -> None:
     """Starts a deployed flow on the running server; a bare flow name takes the pocket recipe.
@@ -68,6 +68,6 @@ def run(
     start_run(name, recipe or DEFAULT_RECIPE, overrides or [], parameters or [], watch, state or STATE)
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.command()(up)
     main.command()(run)

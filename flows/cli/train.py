@@ -2,56 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import BaseOption, CacheOption, OutOption, RecipeOption, SetOption, recipe_with, tell
+from flows.cli.options import BaseOption, CacheOption, OutOption, RecipeOption, SetOption, load_recipe, print_artifact
 
 if TYPE_CHECKING:
+    from components.stages.stage import Stage
     from flows.recipes.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="The three stages. Stopped by Ctrl-C, the same command goes on from the last checkpoint, on any number of "
-    "workers.",
+    help="The three stages. After Ctrl-C, the same command resumes from the last checkpoint, on any number of workers.",
 )
 Adapter = Annotated[
     Path | None,
     typer.Option(
-        help="The domain adapter that is active and frozen meanwhile; without it the stage trains without one."
+        help="The domain adapter, active and frozen during training; without it the stage trains without one."
     ),
 ]
 Workers = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Processes that share every batch, a GPU each where there are any, else CPUs. Same recipe, same result: "
-        "train.batch_size is that of all together, and a multiple of their number. One that dies is replaced, and all "
-        "go on from the last checkpoint.",
+        help="Processes that share every batch, one GPU each if there are GPUs, else CPUs. Same recipe, same result: "
+        "train.batch_size is the total, and a multiple of their number. If one dies, all restart from the last "
+        "checkpoint.",
     ),
 ]
 RayAddress = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="Take the workers from this Ray cluster (`auto`: the one that this machine belongs to) instead of this "
-        "machine. Its machines need this project, and the same paths to --cache and --out.",
+        help="Run the workers on this Ray cluster (`auto`: the one that this machine belongs to) instead of this "
+        "machine. Its machines need this project, and --cache and --out under the same paths.",
     ),
 ]
 
 PlanOption = Annotated[
-    bool, typer.Option("--plan", help="Only say what it will cost: memory by part, hours, dollars. Trains nothing.")
+    bool, typer.Option("--plan", help="Only print what it will cost: memory by part, hours, dollars. Trains nothing.")
 ]
 GpuOption = Annotated[str, typer.Option("--gpu", help="With --plan: h200, h100, a100-80, a100-40, l40s, rtx-4090, …")]
-
-
-def _tell_plan(stage: str, recipe: Recipe, cache: Path, gpu: str) -> None:
-    from flows.chain import steps
-
-    for line in steps.plan(stage, recipe, cache, gpu):
-        typer.echo(line)
 
 
 @app.command()
@@ -70,16 +65,10 @@ def domain_adapter(
 
     Example: `animateflow train domain-adapter --recipe sd15 --cache runs/mine/cache --out runs/mine/adapter`
     """
-    from flows.chain import steps
-
-    whole = recipe_with(recipe, overrides, base)
-    if plan:
-        _tell_plan("domain-adapter", whole, cache, gpu)
-        return
-    tell(
-        steps.domain_adapter(whole.domain_adapter, whole.base, cache, out, None, workers, ray_address),
-        f"animateflow train motion-module --recipe {recipe} --cache {cache} --domain-adapter {out} --out ...",
-    )
+    whole = load_recipe(recipe, overrides, base)
+    options = Options(cache, out, workers, ray_address, gpu if plan else None)
+    next_step = f"animateflow train motion-module --recipe {recipe} --cache {cache} --domain-adapter {out} --out ..."
+    _train(whole, whole.domain_adapter, options, {}, next_step)
 
 
 @app.command()
@@ -100,16 +89,10 @@ def motion_module(
     Example: `animateflow train motion-module --recipe sd15 --cache runs/mine/cache --domain-adapter runs/mine/adapter
     --out runs/mine/motion --set motion_module.train.steps=20000 --workers 4`
     """
-    from flows.chain import steps
-
-    whole = recipe_with(recipe, overrides, base)
-    if plan:
-        _tell_plan("motion-module", whole, cache, gpu)
-        return
-    tell(
-        steps.motion_module(whole.motion_module, whole.base, cache, domain_adapter, out, None, workers, ray_address),
-        f"animateflow animate --recipe {recipe} --motion-module {out} --prompt ... --out ...",
-    )
+    whole = load_recipe(recipe, overrides, base)
+    options = Options(cache, out, workers, ray_address, gpu if plan else None)
+    next_step = f"animateflow animate --recipe {recipe} --motion-module {out} --prompt ... --out ..."
+    _train(whole, whole.motion_module, options, {"domain_adapter": domain_adapter}, next_step)
 
 
 @app.command()
@@ -130,19 +113,37 @@ def motion_lora(
 
     The cache is one of that shot type: `animateflow cache build --shots --set shots.shot_type=zoom-in ...`
     """
+    whole = load_recipe(recipe, overrides, base)
+    options = Options(cache, out, workers, ray_address, gpu if plan else None)
+    next_step = f"animateflow animate --motion-module {motion_module} --motion-lora {out}:1.0 --prompt ... --out ..."
+    weights = {"motion_module": motion_module, "domain_adapter": domain_adapter}
+    _train(whole, whole.motion_lora, options, weights, next_step)
+
+
+def register(main: typer.Typer) -> None:
+    main.add_typer(app, name="train")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of every stage; `plan_for` is the GPU to plan for, None to train."""
+
+    cache: Path
+    out: Path
+    workers: int
+    ray_address: str | None
+    plan_for: str | None
+
+
+def _train(recipe: Recipe, stage: Stage, options: Options, weights: Mapping[str, Path | None], next_step: str) -> None:
+    """Trains the stage and prints its artifact, or prints its plan."""
     from flows.chain import steps
 
-    whole = recipe_with(recipe, overrides, base)
-    if plan:
-        _tell_plan("motion-lora", whole, cache, gpu)
+    if options.plan_for is not None:
+        for line in steps.plan(stage, recipe.base, options.cache, options.plan_for, recipe.motion_module):
+            typer.echo(line)
         return
-    tell(
-        steps.motion_lora(
-            whole.motion_lora, whole.base, cache, motion_module, domain_adapter, out, None, workers, ray_address
-        ),
-        f"animateflow animate --motion-module {motion_module} --motion-lora {out}:1.0 --prompt ... --out ...",
+    artifact = steps.train(
+        stage, recipe.base, options.cache, options.out, weights, None, options.workers, options.ray_address
     )
-
-
-def add_to(main: typer.Typer) -> None:
-    main.add_typer(app, name="train")
+    print_artifact(artifact, next_step)

@@ -1,4 +1,4 @@
-"""`animateflow weights`: between diffusers' formats and the one that ComfyUI, A1111 and the official code read."""
+"""`animateflow weights`: converts between diffusers' formats and the one of ComfyUI, A1111 and the official code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def export(
         str, typer.Option(help="With --fresh: sd15, sdxl, or a diffusers folder; only its UNet's sizes count.")
     ] = "sd15",
     seed: Annotated[int, typer.Option(help="With --fresh: seed of the random weights.")] = 0,
-    dtype: Annotated[DType | None, typer.Option(help="Convert the weights; by default they keep theirs.")] = None,
+    dtype: Annotated[DType | None, typer.Option(help="Convert the weights; unchanged by default.")] = None,
 ) -> None:
     """Writes the original format: one .safetensors file for ComfyUI, A1111 or the official code.
 
@@ -41,7 +41,7 @@ def export(
     if (weights is None) == (fresh is None):
         raise UserError(
             "Either weights or --fresh PRESET must be given, and not both.",
-            "The first are converted; the second are made from nothing.",
+            "Weights are converted; --fresh makes untrained ones.",
             "Try `animateflow weights export --fresh v3 --out fresh.safetensors`.",
         )
     if fresh is not None:
@@ -56,14 +56,14 @@ def import_(
     weights: Weights,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder or file to write.")],
     preset: Annotated[
-        PresetName | None, typer.Option(help="Of a motion module that does not say itself which release it is.")
+        PresetName | None, typer.Option(help="Preset of a motion module whose file does not say it.")
     ] = None,
     group_norm: Annotated[
         GroupNormMode | None,
         typer.Option(help="Its temporal transformers' norm: pooled if it was trained with stock diffusers."),
     ] = None,
     max_frames: Annotated[
-        int | None, typer.Option(min=1, help="Longest window of a motion module; its positions are made anew.")
+        int | None, typer.Option(min=1, help="Longest window of a motion module; its positions are computed again.")
     ] = None,
 ) -> None:
     """Reads the original format and writes what diffusers and this project load, tensors bit for bit.
@@ -83,7 +83,7 @@ def info(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")] = False,
 ) -> None:
-    """Says what a weight file is, by its header: kind, preset, norms, rank, hash, and what its maker noted."""
+    """Prints what a weight file is, from its header: kind, preset, norms, rank, hash and metadata."""
     import json
 
     from components.convert.info import describe
@@ -101,5 +101,5 @@ def info(
         typer.echo(f"  {name:<40} {value if len(value) <= 200 else value[:197] + '...'}")
 
 
-def add_to(main: typer.Typer) -> None:
+def register(main: typer.Typer) -> None:
     main.add_typer(app, name="weights")

@@ -1,4 +1,4 @@
-"""Where a recipe's videos come from: a person's own files, or clips drawn by the pocket world."""
+"""Where a recipe's videos come from: the user's own files, or clips that the pocket world draws."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from infra.errors import UserError
 
 @dataclass(frozen=True)
 class Footage:
-    """What `data_prep.builder.build.build_latent_cache` reads."""
+    """The source and the folder of videos that `build_latent_cache` reads."""
 
     source: str | Path
     videos: str | Path | None
 
 
 class OwnVideos(Config):
-    """Videos and captions of the user."""
+    """The user's videos and captions."""
 
     source: str | None = None
     """A WebVid CSV, a JSONL or Parquet table, a folder of videos with captions beside them, or a WebDataset .tar: as a
@@ -29,15 +29,15 @@ class OwnVideos(Config):
     """The folder that the table's rows refer to; not needed where `source` is a folder."""
 
     def provide(self, folder: Path) -> Footage:
-        """The user's files as they are; `folder` is not used.
+        """The user's files; nothing is written to `folder`.
 
         Raises:
             UserError: the recipe names no videos.
         """
         if self.source is None:
             raise UserError(
-                "This recipe has no videos of its own.",
-                "It trains on yours.",
+                "This recipe brings no videos.",
+                "It trains on your own.",
                 "Name them: --set footage.source=videos.csv --set footage.videos=FOLDER, or build the cache first with "
                 "`animateflow cache build --source ... --out DIR` and pass --cache DIR.",
             )
@@ -50,12 +50,12 @@ class DrawnClips(Config):
     count: int
     """Clips to draw."""
     seed: int
-    """Clip i depends on (seed, i) alone."""
+    """Clip i depends on (seed, i) only."""
     domain: Literal["clean", "stock"] = "stock"
     """`stock` has a watermark, blur and compression, as stock footage has."""
 
     def provide(self, folder: Path) -> Footage:
-        """Draws the clips into the artifact `folder`, unless they are there."""
+        """Draws the clips into the artifact `folder`, unless it exists."""
         from infra.pocket.clips import write_clips
 
         if artifacts.find(folder, "pocket-clips", self, {}) is None:

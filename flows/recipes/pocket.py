@@ -1,11 +1,13 @@
-"""The pocket recipes: everything in minutes on two CPU cores, and what made the shipped weights."""
+"""The pocket recipes: one that runs in minutes on two CPU cores, and one that made the shipped weights."""
 
 from __future__ import annotations
 
 from components.animate.config import AnimationConfig, WeightedFile
 from components.base.base_model import BaseModel, LoraFile
 from components.clip.config import ClipModel
-from components.stages.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from components.train.config import TrainConfig
 from data_prep.config import CacheConfig
 from evaluation.benchmark.config import BenchmarkMethod
@@ -66,7 +68,7 @@ def pocket() -> Recipe:
 
 
 def pocket_full() -> Recipe:
-    """What made the shipped weights: the pocket recipe from nothing, with thousands of steps."""
+    """The recipe that made the shipped weights: the pocket recipe from random weights, with thousands of steps."""
     train = TrainConfig(
         steps=4000,
         batch_size=4,

@@ -1,4 +1,4 @@
-"""What a recipe holds: everything that determines a run, from the videos to the scores."""
+"""The config of a recipe: everything that determines a run, from the videos to the scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from components.animate.config import AnimationConfig, AnimationModels, WeightedFile
 from components.base.base_model import BaseModel
 from components.clip.config import ClipModel
-from components.stages.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from data_prep.config import CacheConfig
 from evaluation.benchmark.config import BenchmarkConfig, BenchmarkMethod
 from evaluation.registry.registry import RegistryEntry
@@ -16,16 +18,16 @@ from infra.config import Config
 
 
 class BenchmarkPlan(Config):
-    """A benchmark but for the weights of the run at hand, which become methods of it when they are there."""
+    """A benchmark without the weights of the run, which `with_weights` adds as further methods."""
 
     models: tuple[RegistryEntry, ...]
     """The base and personalised models to animate."""
     methods: tuple[BenchmarkMethod, ...]
-    """Methods measured beside the run's own weights."""
+    """Methods measured besides the run's own weights."""
     prompts: tuple[str, ...]
     """What to animate, the same for every model and method."""
     seeds: tuple[int, ...]
-    """One animation a prompt for each."""
+    """One animation per prompt and seed."""
     animation: AnimationConfig
     """Size, frames, steps and guidance; prompt and seed come from the lists above."""
     clip: ClipModel
@@ -93,7 +95,7 @@ class Recipe(Config):
     motion_lora: MotionLoraTraining
     """Stage 3."""
     personalised: BaseModel
-    """The model that the flow `animate` brings to life."""
+    """The model that the flow `animate` animates."""
     animation: AnimationConfig
     """What it shows, and how it is sampled."""
     motion_lora_scale: float = 1.0

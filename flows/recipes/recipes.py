@@ -1,4 +1,4 @@
-"""Recipes: functions that return a whole config. A variant calls another recipe and replaces fields.
+"""All recipes: functions that return a config. A variant calls another recipe and replaces fields.
 
 `--set FIELD=VALUE` changes one field of a recipe from the command line: `--set motion_module.train.steps=200`.
 """
@@ -19,7 +19,7 @@ def recipe_named(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is no such recipe; the message lists all.
     """
     if name not in RECIPES:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5."""
+"""The recipe for Stable Diffusion 1.5."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from components.animate.config import AnimationConfig
 from components.base.base_model import HUB_REFERENCE, BaseModel
 from components.clip.config import ClipModel
-from components.stages.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from components.train.config import TrainConfig
 from data_prep.config import CacheConfig
 from evaluation.registry.registry import RegistryEntry

@@ -1,4 +1,4 @@
-"""How a step shows in Prefect: its logs, its retries, its progress, and its artifact with a picture."""
+"""Steps in Prefect: tasks with retries and logs, training progress, and artifacts with a picture."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ PROGRESS_EVERY_SECONDS = 2.0
 RETRY_DELAYS_SECONDS: list[float] = [10.0, 60.0]
 
 
-def carry_out(title: str, make: Callable[[], Artifact], retries: int = 0) -> Artifact:
-    """Runs a step as one Prefect task. What failed by bad luck is tried again; a user's mistake is not.
+def run_task(title: str, make: Callable[[], Artifact], retries: int = 0) -> Artifact:
+    """Runs `make` as one Prefect task. A failure is retried, except for a user's mistake.
 
-    The lines that the work logs under `animateflow.*` arrive in the run's log (PREFECT_LOGGING_EXTRA_LOGGERS names the
-    family; its level is ours to set).
+    What it logs under `animateflow.*` arrives in the run's log (PREFECT_LOGGING_EXTRA_LOGGERS names the loggers; their
+    level is set here).
     """
     setup_logging()
     step = task(
@@ -51,17 +51,25 @@ def carry_out(title: str, make: Callable[[], Artifact], retries: int = 0) -> Art
     return step(make)()
 
 
+def run_training(kind: str, title: str, make: Callable[[TrainingProgress], Artifact]) -> Artifact:
+    """Runs a training stage as one Prefect task, with its progress while it runs and its loss curves at the end."""
+    progress = TrainingProgress(kind)
+    artifact = run_task(title, lambda: make(progress))
+    progress.done()
+    return publish(artifact, picture="loss.png")
+
+
 def is_worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
     """False for a `UserError`: the same input fails the same way."""
     return not isinstance(state.result(raise_on_failure=False), UserError)
 
 
-def show(artifact: Artifact, picture: str | None = None, links: Mapping[str, str] | None = None) -> Artifact:
-    """Puts the artifact's record, links to it and to pages in it, and a picture of it into Prefect; returns it."""
+def publish(artifact: Artifact, picture: str | None = None, links: Mapping[str, str] | None = None) -> Artifact:
+    """Creates Prefect artifacts: our artifact's record, links to its folder and pages, a picture. Returns it."""
     folder = artifact.folder.resolve()
     create_table_artifact(
         key=f"{artifact.kind}-record",
-        table=[{"what": name, "value": str(value)} for name, value in facts(artifact).items()],
+        table=[{"what": name, "value": str(value)} for name, value in record_rows(artifact).items()],
         description=f"The record of `{folder}`",
     )
     create_link_artifact(key=f"{artifact.kind}-folder", link=folder.as_uri(), link_text=str(folder))
@@ -71,8 +79,8 @@ def show(artifact: Artifact, picture: str | None = None, links: Mapping[str, str
     return artifact
 
 
-def facts(artifact: Artifact) -> dict[str, Any]:
-    """The record in a few flat lines."""
+def record_rows(artifact: Artifact) -> dict[str, Any]:
+    """The artifact's record as one flat table."""
     record = artifact.record
     return {
         "kind": artifact.kind,
@@ -90,16 +98,16 @@ def facts(artifact: Artifact) -> dict[str, Any]:
 
 
 def markdown(artifact: Artifact, picture: str | None) -> str:
-    """Headline, figures, path and, if small enough, the picture itself."""
+    """Heading, path, counts and metrics of an artifact and, if small enough, the picture itself."""
     lines = [f"# {artifact.kind} `{artifact.name}`", "", f"`{artifact.folder.resolve()}`", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in {**artifact.counts, **artifact.metrics}.items()]
     if picture and (artifact.folder / picture).is_file():
-        lines += ["", inline(artifact.folder / picture)]
+        lines += ["", picture_markdown(artifact.folder / picture)]
     return "\n".join(lines)
 
 
-def inline(picture: Path) -> str:
-    """Markdown that holds the picture, or says where it is if it is large."""
+def picture_markdown(picture: Path) -> str:
+    """The picture inside markdown, or only its path if the file is large."""
     if picture.stat().st_size > PICTURE_BYTES_MAX:
         return f"`{picture.resolve()}`"
     kind = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}[picture.suffix]
@@ -107,15 +115,14 @@ def inline(picture: Path) -> str:
 
 
 class TrainingProgress:
-    """An `on_step` for the trainer that keeps a Prefect progress artifact up to date, and shows the loss curves and
-    samples as they are made."""
+    """An `on_step` for the trainer that updates a Prefect progress artifact and shows loss curves and samples."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.artifact_id = cast(
             UUID, create_progress_artifact(0.0, key=f"{stage}-progress", description=f"Training: {stage}")
         )
-        self.told = 0.0
+        self.updated = 0.0
         self.held_out: float | None = None
 
     def __call__(self, report: StepReport) -> None:
@@ -124,12 +131,12 @@ class TrainingProgress:
             what = "samples" if picture.parent.name == "samples" else picture.stem
             create_markdown_artifact(
                 key=f"{self.stage}-{what}",
-                markdown=f"# {self.stage}, step {report.step:,}: {what}\n\n{inline(picture)}",
+                markdown=f"# {self.stage}, step {report.step:,}: {what}\n\n{picture_markdown(picture)}",
                 description=f"{what} at step {report.step:,} of {report.steps:,}",
             )
-        if time.monotonic() - self.told < PROGRESS_EVERY_SECONDS and report.step < report.steps:
+        if time.monotonic() - self.updated < PROGRESS_EVERY_SECONDS and report.step < report.steps:
             return
-        self.told = time.monotonic()
+        self.updated = time.monotonic()
         update_progress_artifact(
             self.artifact_id,
             progress=100.0 * report.step / report.steps,
@@ -139,10 +146,10 @@ class TrainingProgress:
         )
 
     def done(self) -> None:
-        """To 100 %, also where the artifact was there already."""
+        """Sets the progress to 100 %, also if the artifact existed before."""
         update_progress_artifact(self.artifact_id, progress=100.0)
 
 
-def first_picture(folder: Path, pattern: str) -> str | None:
-    """The relative path of the first file that matches, for `show`."""
+def find_picture(folder: Path, pattern: str) -> str | None:
+    """The path of the first file that matches, relative to the folder, for `publish`."""
     return next((path.relative_to(folder).as_posix() for path in sorted(folder.glob(pattern))), None)

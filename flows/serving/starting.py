@@ -1,4 +1,4 @@
-"""Starts a deployed flow on a Prefect server and follows it."""
+"""Starts a deployed flow on a Prefect server and, if asked, waits for its end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def start_run(
 
     Raises:
         UserError: no such flow or recipe, no server, or a parameter that the flow refuses.
-        WorkError: the run was followed and did not complete.
+        WorkError: `watch` is set and the run did not complete.
     """
     if flow not in FLOWS:
         raise UserError(
@@ -65,7 +65,7 @@ def start_run(
 
 
 def deployments_of(flow: str, api: str) -> list[str]:
-    """The names of a flow's deployments, which are the recipes it is deployed for."""
+    """The names of a flow's deployments, which are those of recipes."""
     import httpx
 
     answer = httpx.post(f"{api}/deployments/filter", json={"flows": {"name": {"any_": [flow]}}}, timeout=30)

@@ -1,6 +1,6 @@
-"""Prefect on one machine: server, work pool, deployments and a worker, started together and stopped together.
+"""Prefect on one machine: server, work pool, deployments and a worker, started and stopped together.
 
-All state (database, logs, the server's address) lies in one folder, `.animateflow/` under the project root.
+All state (database, logs, the server's address) is in one folder, `.animateflow/` under the project root.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = get_logger("up")
 
 @dataclass(frozen=True)
 class Running:
-    """A running server with its worker."""
+    """A running server and its worker."""
 
     url: str
     environment: dict[str, str]
@@ -48,16 +48,16 @@ class Running:
         return f"{self.url}/api"
 
     def wait(self) -> None:
-        """Until the server or the worker ends.
+        """Blocks until the server or the worker exits.
 
         Raises:
-            WorkError: one of them ended by itself.
+            WorkError: one of them exited.
         """
         while True:
             for name, process in (("server", self.server), ("worker", self.worker)):
                 if process.poll() is not None:
                     raise WorkError(
-                        f"The Prefect {name} ended by itself (exit code {process.returncode}).",
+                        f"The Prefect {name} exited by itself (exit code {process.returncode}).",
                         "",
                         "Its last lines are in .animateflow/logs; then run `animateflow up` again.",
                     )
@@ -66,20 +66,20 @@ class Running:
 
 @contextmanager
 def prefect_on_this_machine(port: int | None, state: Path) -> Iterator[Running]:
-    """Server, pool, deployments and worker for the length of the block.
+    """Server, work pool, deployments and worker, for the length of the `with` block.
 
     Raises:
-        UserError: the port is taken, one is running on this state folder already, or prefect.yaml is not there.
+        UserError: the port is in use, a server already runs on this state folder, or there is no prefect.yaml.
         WorkError: Prefect did not start.
     """
     if not (PROJECT / "prefect.yaml").is_file():
         raise UserError(
             f"There is no prefect.yaml in {PROJECT}.",
-            "The deployments are described there; an installed package does not bring it.",
+            "It describes the deployments, and an installed package does not contain it.",
             "Clone the project and run `make setup` in it.",
         )
     if address := running_server(state):
-        raise UserError(f"Prefect is running already: {address}", "", "Use it, or stop it with Ctrl-C where it runs.")
+        raise UserError(f"Prefect is already running: {address}", "", "Use it, or stop it with Ctrl-C where it runs.")
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"
     environment = {
@@ -111,12 +111,12 @@ def prefect_on_this_machine(port: int | None, state: Path) -> Iterator[Running]:
         yield Running(url, environment, server, worker)
     finally:
         address_file.unlink(missing_ok=True)
-        for process in reversed(processes):  # the worker first: it tells the server what became of its runs
+        for process in reversed(processes):  # the worker first: it reports the state of its runs to the server
             stop(process)
 
 
 def running_server(state: Path = STATE) -> str | None:
-    """The address of the server that `animateflow up` started here, None where none answers."""
+    """The URL of the server that `animateflow up` started here, or None if none answers."""
     try:
         url = str(json.loads((state / "server.json").read_text(encoding="utf-8"))["url"])
     except (OSError, ValueError, KeyError):
@@ -125,10 +125,10 @@ def running_server(state: Path = STATE) -> str | None:
 
 
 def api_address(state: Path) -> str:
-    """PREFECT_API_URL where it is set, else the API of the server that `animateflow up` started.
+    """PREFECT_API_URL if it is set, else the API URL of the server that `animateflow up` started.
 
     Raises:
-        UserError: neither is there.
+        UserError: no server answers there.
     """
     if given := os.environ.get("PREFECT_API_URL"):
         if not is_healthy(f"{given.rstrip('/')}/health"):
@@ -146,10 +146,10 @@ def api_address(state: Path) -> str:
 
 
 def free_port(wanted: int | None) -> int:
-    """The wanted port, else 4200 (Prefect's usual one), else any that is free.
+    """The wanted port; if None, 4200 (Prefect's default) or any free one.
 
     Raises:
-        UserError: the wanted port is taken.
+        UserError: the wanted port is in use.
     """
     for port in (wanted,) if wanted is not None else (4200, 0):
         with socket.socket() as probe:
@@ -159,11 +159,11 @@ def free_port(wanted: int | None) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise UserError(f"Port {wanted} is taken.", "Another program listens there.", "Name another --port.")
+    raise UserError(f"Port {wanted} is in use.", "Another program listens there.", "Choose another --port.")
 
 
 def is_healthy(url: str) -> bool:
-    """Whether the server answers there."""
+    """Whether a server answers at this health URL."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
@@ -172,7 +172,7 @@ def is_healthy(url: str) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all its descendants: politely, and after a while by force."""
+    """Stops a process and its descendants: SIGINT first, SIGKILL after STOP_SECONDS_MAX."""
     import psutil
 
     try:
@@ -195,7 +195,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _start(name: str, arguments: list[str], environment: dict[str, str], state: Path) -> subprocess.Popen[bytes]:
-    """A Prefect process in a session of its own (so that Ctrl-C reaches only us, who stop it), its output in a file."""
+    """A Prefect process in its own session, so that Ctrl-C reaches only this process; its output goes to a file."""
     with (state / "logs" / f"{name}.log").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *arguments],
@@ -210,7 +210,7 @@ def _start(name: str, arguments: list[str], environment: dict[str, str], state: 
 
 
 def _die_with_parent() -> None:
-    """Linux: this child gets SIGTERM when we are killed without a chance to clean up."""
+    """Linux: the kernel sends this child SIGTERM when its parent is killed."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 

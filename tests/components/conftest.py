@@ -136,16 +136,19 @@ def bench(base: BaseModel, base_folder: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def trained(base: BaseModel, clips: DrawnClips, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """All three stages, two steps each, in the paper's order; large steps, so that every effect is visible."""
-    from components.stages import stages
+    from components.stages.domain_adapter import DomainAdapterTraining
+    from components.stages.motion_lora import MotionLoraTraining
+    from components.stages.motion_module import MotionModuleTraining
+    from components.stages.stage import train_stage
     from components.train.config import TrainConfig
 
     root = tmp_path_factory.mktemp("trained")
     paths = {kind: root / kind for kind in ("domain-adapter", "motion-module", "motion-lora")}
     train = TrainConfig(steps=2, batch_size=2, frames=4, learning_rate=1e-2, held_out_clips=2, sample_every_steps=0)
-    adapter = stages.DomainAdapterTraining(train=train, rank=4)
-    stages.train_domain_adapter(adapter, base, clips, CACHE_INPUT, paths["domain-adapter"])
-    module = stages.MotionModuleTraining(train=train, preset="from-base")
-    stages.train_motion_module(module, base, clips, CACHE_INPUT, paths["motion-module"], paths["domain-adapter"])
-    lora = stages.MotionLoraTraining(train=train, rank=4)
-    stages.train_motion_lora(lora, base, clips, CACHE_INPUT, paths["motion-lora"], paths["motion-module"])
+    adapter = DomainAdapterTraining(train=train, rank=4)
+    train_stage(adapter, base, clips, CACHE_INPUT, paths["domain-adapter"])
+    module = MotionModuleTraining(train=train, preset="from-base")
+    train_stage(module, base, clips, CACHE_INPUT, paths["motion-module"], {"domain_adapter": paths["domain-adapter"]})
+    lora = MotionLoraTraining(train=train, rank=4)
+    train_stage(lora, base, clips, CACHE_INPUT, paths["motion-lora"], {"motion_module": paths["motion-module"]})
     return paths

@@ -29,16 +29,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from components.diffusion.objective import image_predictor, video_predictor
-from components.lora.domain_adapter import add_domain_adapter
-from components.lora.motion_lora import add_motion_lora
 from components.motion.motion_module import (
     MotionModuleConfig,
     fresh_motion_adapter,
     insert,
     temporal_modules,
 )
-from components.stages import models as stage_models
-from components.stages import stages
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from components.train.activation_checkpointing import Checkpointing
 from components.train.config import TrainConfig
 from components.train.loop.trainer import train
@@ -93,13 +92,15 @@ def video_unet() -> Any:
 
 def domain_adapter(config: TrainConfig) -> Task:
     unet = image_unet()
-    trainable = add_domain_adapter(unet, stages.DomainAdapterTraining().rank, config.seed)
+    trainable = DomainAdapterTraining(train=config).set_trainable(unet)
     return Task("domain adapter", unet, image_predictor, trainable, drawn_text, LATENT_SCALE, 1, LATENTS)
 
 
 def motion_module(config: TrainConfig) -> Task:
     unet = video_unet()
-    trainable = stage_models.motion_parameters(unet)  # freezes the rest: the thing to be proved, so no copy of it
+    trainable = MotionModuleTraining(train=config).set_trainable(
+        unet
+    )  # freezes the rest: the thing to be proved, so no copy of it
     return Task("motion module", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames, LATENTS)
 
 
@@ -107,7 +108,7 @@ def motion_lora(config: TrainConfig) -> Task:
     unet = video_unet()
     for module in temporal_modules(unet).values():  # as after training; behind a zero proj_out no LoRA has a gradient
         nn.init.normal_(module.proj_out.weight, std=0.02)
-    trainable = add_motion_lora(unet, stages.MotionLoraTraining().rank, config.seed)
+    trainable = MotionLoraTraining(train=config).set_trainable(unet)
     return Task("MotionLoRA", unet, video_predictor, trainable, drawn_text, LATENT_SCALE, config.frames, LATENTS)
 
 

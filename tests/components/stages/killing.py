@@ -26,7 +26,10 @@ from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipelin
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 from components.base.base_model import BaseModel
-from components.stages import stages
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
+from components.stages.stage import train_stage
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig
 from components.train.loop import checkpoints
@@ -40,6 +43,14 @@ TRAIN = TrainConfig(
     held_out_clips=2, held_out_every_steps=2, sample_every_steps=0, checkpoint_every_steps=1, log_every_steps=2,
     keep_checkpoints=2, device="cpu",
 )  # fmt: skip
+STAGES = {
+    stage.kind: stage
+    for stage in (
+        DomainAdapterTraining(train=TRAIN, rank=2),
+        MotionModuleTraining(train=TRAIN, preset="from-base"),
+        MotionLoraTraining(train=TRAIN, rank=2),
+    )
+}
 WEIGHTS = {
     "domain-adapter": "domain_adapter.safetensors",
     "motion-module": "diffusion_pytorch_model.safetensors",
@@ -114,15 +125,8 @@ def _train(given: Given) -> None:
                 time.sleep(0.01)
             shutil.copytree(last, kept(given.out), dirs_exist_ok=True)
 
-    if given.stage == "domain-adapter":
-        adapter = stages.DomainAdapterTraining(train=TRAIN, rank=2)
-        stages.train_domain_adapter(adapter, base, clips, CACHE_INPUT, given.out, on_step=on_step)
-    elif given.stage == "motion-module":
-        module = stages.MotionModuleTraining(train=TRAIN, preset="from-base")
-        stages.train_motion_module(module, base, clips, CACHE_INPUT, given.out, on_step=on_step)
-    else:
-        lora = stages.MotionLoraTraining(train=TRAIN, rank=2)
-        stages.train_motion_lora(lora, base, clips, CACHE_INPUT, given.out, given.motion_module, on_step=on_step)
+    weights = {"motion_module": given.motion_module} if given.stage == "motion-lora" else {}
+    train_stage(STAGES[given.stage], base, clips, CACHE_INPUT, given.out, weights, on_step)
 
 
 def _die_writing(at: int) -> None:

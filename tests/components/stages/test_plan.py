@@ -6,6 +6,9 @@ import pytest
 
 from components.base.base_model import HUB_REFERENCE
 from components.motion.motion_module import MotionModuleConfig
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from components.stages.plan import GPUS, plan
 from components.train.config import TrainConfig
 from infra.errors import UserError
@@ -15,8 +18,8 @@ SD15 = Path(HUB_REFERENCE)
 
 def test_a_plan_counts_what_learns_and_picks_the_least_recomputation_that_fits() -> None:
     """SD 1.5 and v3 at 256 px, from the config alone; 9.35 TFLOP a clip, and 12.7 with everything recomputed."""
-    module, train = MotionModuleConfig(preset="v3"), TrainConfig(steps=1000, batch_size=4)
-    large, small = (plan("motion-module", train, SD15, (32, 32), gpu, module) for gpu in ("h100", "rtx-3090"))
+    stage = MotionModuleTraining(preset="v3", train=TrainConfig(steps=1000, batch_size=4))
+    large, small = (plan(stage, SD15, (32, 32), gpu) for gpu in ("h100", "rtx-3090"))
     assert (large.trained, large.frozen) == (417_137_600, 859_520_964)
     assert large.flops / 1e12 == pytest.approx(4 * 9.355, rel=0.02)
     assert (large.mode, small.mode) == ("none", "full")
@@ -27,13 +30,22 @@ def test_a_plan_counts_what_learns_and_picks_the_least_recomputation_that_fits()
 
 
 def test_what_does_not_fit_is_said(base_folder: Path) -> None:
-    train = TrainConfig(steps=10, batch_size=512)
-    found = plan("motion-module", train, SD15, (64, 64), "l4", MotionModuleConfig(preset="v3"))
+    stage = MotionModuleTraining(preset="v3", train=TrainConfig(steps=10, batch_size=512))
+    found = plan(stage, SD15, (64, 64), "l4")
     assert found.mode is None
     assert "DOES NOT FIT" in "\n".join(found.lines())
-    own = plan("domain-adapter", TrainConfig(), base_folder, (16, 16), "l4", rank=4)
+    own = plan(DomainAdapterTraining(rank=4), base_folder, (16, 16), "l4")
     assert own.trained == 28_672
     with pytest.raises(UserError, match="no figure for the GPU 'abacus'"):
-        plan("motion-module", train, SD15, (32, 32), "abacus")
+        plan(stage, SD15, (32, 32), "abacus")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        plan("motion-module", train, Path("nowhere"), (32, 32), "l4")
+        plan(stage, Path("nowhere"), (32, 32), "l4")
+
+
+def test_a_motion_lora_is_planned_on_the_motion_module_it_is_given() -> None:
+    """For each of 20 modules (v2 has one more, 1280 wide), 8 projections of its width d hold 2 · 64 · d weights."""
+    stage = MotionLoraTraining(rank=64)
+    small, large = (plan(stage, SD15, (32, 32), "h100", MotionModuleConfig(preset=preset)) for preset in ("v3", "v2"))
+    assert small.trained == 8 * 2 * 64 * (5 * 320 + 5 * 640 + 10 * 1280)
+    assert large.trained == small.trained + 8 * 2 * 64 * 1280
+    assert (small.frozen, large.frozen) == (859_520_964 + 417_137_600, 859_520_964 + 453_209_280)

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from components.base.base_model import BaseModel
-from components.stages import stages
+from components.stages import stage
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
+from components.stages.stage import train_stage
 from components.train.config import TrainConfig
 from components.train.loop.trainer import train
 from components.train.step import Task
@@ -32,7 +36,7 @@ def before_and_after(monkeypatch: pytest.MonkeyPatch) -> list[tuple[State, State
         seen.append((before, dict(task.unet.state_dict())))
         return result
 
-    monkeypatch.setattr(stages, "train", spied)
+    monkeypatch.setattr(stage, "train", spied)
     return seen
 
 
@@ -54,12 +58,12 @@ def test_each_stage_changes_its_own_parameters_and_nothing_else(
     tmp_path: Path,
     before_and_after: list[tuple[State, State]],
 ) -> None:
-    adapter = stages.DomainAdapterTraining(train=TRAIN, rank=2)
-    stages.train_domain_adapter(adapter, base, clips, CACHE_INPUT, tmp_path / "da")
-    module = stages.MotionModuleTraining(train=TRAIN, preset="from-base")
-    stages.train_motion_module(module, base, clips, CACHE_INPUT, tmp_path / "mm", trained["domain-adapter"])
-    lora = stages.MotionLoraTraining(train=TRAIN, rank=2)
-    stages.train_motion_lora(lora, base, clips, CACHE_INPUT, tmp_path / "ml", trained["motion-module"])
+    adapter = DomainAdapterTraining(train=TRAIN, rank=2)
+    train_stage(adapter, base, clips, CACHE_INPUT, tmp_path / "da")
+    module = MotionModuleTraining(train=TRAIN, preset="from-base")
+    train_stage(module, base, clips, CACHE_INPUT, tmp_path / "mm", {"domain_adapter": trained["domain-adapter"]})
+    lora = MotionLoraTraining(train=TRAIN, rank=2)
+    train_stage(lora, base, clips, CACHE_INPUT, tmp_path / "ml", {"motion_module": trained["motion-module"]})
 
     one, two, three = before_and_after
     only(one, lambda name: ".lora_" in name and ".attentions." in name)
@@ -77,8 +81,8 @@ def test_stage_two_trains_on_the_adapter_at_scale_one(
 ) -> None:
     from safetensors.torch import load_file
 
-    config = stages.MotionModuleTraining(train=TRAIN.replace(steps=1), preset="from-base")
-    stages.train_motion_module(config, base, clips, CACHE_INPUT, tmp_path / "mm", trained["domain-adapter"])
+    config = MotionModuleTraining(train=TRAIN.replace(steps=1), preset="from-base")
+    train_stage(config, base, clips, CACHE_INPUT, tmp_path / "mm", {"domain_adapter": trained["domain-adapter"]})
     layer = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v"
     file = load_file(trained["domain-adapter"] / "domain_adapter.safetensors")
     delta = file[f"unet.{layer}.lora_B.weight"] @ file[f"unet.{layer}.lora_A.weight"]
@@ -110,14 +114,14 @@ def test_the_artifacts_say_what_they_are(trained: dict[str, Path]) -> None:
 
 
 def test_a_finished_stage_is_found_again(base: BaseModel, clips: DrawnClips, tmp_path: Path) -> None:
-    config = stages.DomainAdapterTraining(train=TRAIN.replace(steps=1), rank=2)
-    first = stages.train_domain_adapter(config, base, clips, CACHE_INPUT, tmp_path / "da")
-    again = stages.train_domain_adapter(
+    config = DomainAdapterTraining(train=TRAIN.replace(steps=1), rank=2)
+    first = train_stage(config, base, clips, CACHE_INPUT, tmp_path / "da")
+    again = train_stage(
         config.replace(train__keep_checkpoints=5), base, DrawnClips("unread"), CACHE_INPUT, tmp_path / "da"
     )
     assert again == first
     with pytest.raises(UserError, match="rank was 2 and is now 3"):
-        stages.train_domain_adapter(config.replace(rank=3), base, clips, CACHE_INPUT, tmp_path / "da")
+        train_stage(config.replace(rank=3), base, clips, CACHE_INPUT, tmp_path / "da")
 
 
 def test_training_starts_from_given_weights(
@@ -129,20 +133,20 @@ def test_training_starts_from_given_weights(
 ) -> None:
     from safetensors.torch import load_file
 
-    config = stages.DomainAdapterTraining(train=TRAIN.replace(steps=1), rank=4, init_from=trained["domain-adapter"])
-    made = stages.train_domain_adapter(config, base, clips, CACHE_INPUT, tmp_path / "da")
+    config = DomainAdapterTraining(train=TRAIN.replace(steps=1), rank=4, init_from=trained["domain-adapter"])
+    made = train_stage(config, base, clips, CACHE_INPUT, tmp_path / "da")
     assert "init_from" in made.record["inputs"]
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_B"
     file = load_file(trained["domain-adapter"] / "domain_adapter.safetensors")
     assert torch.equal(before_and_after[0][0][f"{name}.domain-adapter.weight"], file[f"unet.{name}.weight"])
     with pytest.raises(UserError, match="Set rank=4"):
-        stages.train_domain_adapter(config.replace(rank=8), base, clips, CACHE_INPUT, tmp_path / "other")
+        train_stage(config.replace(rank=8), base, clips, CACHE_INPUT, tmp_path / "other")
 
 
 def test_a_window_longer_than_the_positions_is_refused(base: BaseModel, clips: DrawnClips, tmp_path: Path) -> None:
-    config = stages.MotionModuleTraining(train=TRAIN.replace(frames=9), preset="from-base", max_frames=8)
+    config = MotionModuleTraining(train=TRAIN.replace(frames=9), preset="from-base", max_frames=8)
     with pytest.raises(UserError, match="9 frames and the motion module 8 positions"):
-        stages.train_motion_module(config, base, clips, CACHE_INPUT, tmp_path / "mm")
+        train_stage(config, base, clips, CACHE_INPUT, tmp_path / "mm")
 
 
 def test_the_record_is_json(trained: dict[str, Path]) -> None:

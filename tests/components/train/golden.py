@@ -11,7 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from components.base.base_model import BaseModel, load_base, vae_sha256
-from components.stages import stages
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
+from components.stages.stage import train_stage
 from components.train.config import TrainConfig
 from components.train.report.log import StepReport
 from tests.components.conftest import CACHE_INPUT, DrawnClips, random_pipeline
@@ -35,17 +38,17 @@ def losses(folder: Path) -> Losses:
         found[stage].append(report.loss)
 
     adapter, module, lora = (folder / stage for stage in found)
-    stages.train_domain_adapter(
-        stages.DomainAdapterTraining(train=TRAIN, rank=4), base, clips, CACHE_INPUT, adapter,
+    train_stage(
+        DomainAdapterTraining(train=TRAIN, rank=4), base, clips, CACHE_INPUT, adapter,
         on_step=partial(note, "domain-adapter"),
     )  # fmt: skip
-    stages.train_motion_module(
-        stages.MotionModuleTraining(train=TRAIN, preset="from-base"), base, clips, CACHE_INPUT, module, adapter,
-        on_step=partial(note, "motion-module"),
+    train_stage(
+        MotionModuleTraining(train=TRAIN, preset="from-base"), base, clips, CACHE_INPUT, module,
+        {"domain_adapter": adapter}, on_step=partial(note, "motion-module"),
     )  # fmt: skip
-    stages.train_motion_lora(
-        stages.MotionLoraTraining(train=TRAIN, rank=4), base, clips, CACHE_INPUT, lora, module, adapter,
-        on_step=partial(note, "motion-lora"),
+    train_stage(
+        MotionLoraTraining(train=TRAIN, rank=4), base, clips, CACHE_INPUT, lora,
+        {"motion_module": module, "domain_adapter": adapter}, on_step=partial(note, "motion-lora"),
     )  # fmt: skip
     return found
 

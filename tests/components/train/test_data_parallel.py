@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from components.base.base_model import BaseModel
-from components.stages import stages
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.stage import train_stage
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig
 from components.train.loop.launch import InThisProcess, Job, OnStep, OnWorkers
@@ -31,7 +32,7 @@ TRAIN = TrainConfig(
     steps=8, batch_size=4, gradient_accumulation=2, frames=4, learning_rate=1e-3, held_out_clips=2, log_every_steps=1,
     ema_decay=0.9, caption_dropout=0.5, checkpoint_every_steps=2, sample_every_steps=0, device="cpu",
 )  # fmt: skip
-CONFIG = stages.MotionLoraTraining(train=TRAIN, rank=2)
+CONFIG = MotionLoraTraining(train=TRAIN, rank=2)
 TWO = OnWorkers(2)
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -105,10 +106,10 @@ def train(
     clips: DrawnClips,
     module: Path,
     launch: Any = TWO,
-    config: stages.MotionLoraTraining = CONFIG,
+    config: MotionLoraTraining = CONFIG,
     on_step: OnStep = None,
 ) -> tuple[artifacts.Artifact, dict[str, torch.Tensor]]:
-    made = stages.train_motion_lora(config, base, clips, CACHE_INPUT, out, module, on_step=on_step, launch=launch)
+    made = train_stage(config, base, clips, CACHE_INPUT, out, {"motion_module": module}, on_step=on_step, launch=launch)
     assert not list(out.glob("workers*"))
     return made, load_file(out / "motion_lora.safetensors")
 

@@ -18,8 +18,10 @@ from components.animate.config import AnimationConfig, AnimationModels
 from components.base.base_model import BaseModel, load_base
 from components.base.text_states import TextStates
 from components.convert.info import describe
-from components.stages import stages
-from components.stages.models import task_of
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
+from components.stages.stage import train_stage
 from components.train import step as train_step
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig
@@ -33,14 +35,12 @@ from infra.errors import UserError, WorkError
 from tests.components.conftest import CACHE_INPUT, CAPTIONS, DrawnClips
 from tests.components.train.test_trainer import SHORT, line_task
 
-LORA = stages.MotionLoraTraining(train=SHORT.replace(log_every_steps=1), rank=2)
+LORA = MotionLoraTraining(train=SHORT.replace(log_every_steps=1), rank=2)
 
 
-def lora_losses(
-    config: stages.MotionLoraTraining, base: BaseModel, clips: Any, module: Path, out: Path
-) -> list[StepReport]:
+def lora_losses(config: MotionLoraTraining, base: BaseModel, clips: Any, module: Path, out: Path) -> list[StepReport]:
     seen: list[StepReport] = []
-    stages.train_motion_lora(config, base, clips, CACHE_INPUT, out, module, on_step=seen.append)
+    train_stage(config, base, clips, CACHE_INPUT, out, {"motion_module": module}, on_step=seen.append)
     return seen
 
 
@@ -73,8 +73,8 @@ def test_samples_are_drawn_from_the_same_noise_and_change_nothing(
 
 
 def test_the_image_model_draws_stills(base: BaseModel, clips: DrawnClips, tmp_path: Path) -> None:
-    config = stages.DomainAdapterTraining(train=SHORT.replace(sample_every_steps=4, ema_decay=0.9), rank=2)
-    stages.train_domain_adapter(config, base, clips, CACHE_INPUT, tmp_path / "out")
+    config = DomainAdapterTraining(train=SHORT.replace(sample_every_steps=4, ema_decay=0.9), rank=2)
+    train_stage(config, base, clips, CACHE_INPUT, tmp_path / "out")
     stills = sorted((tmp_path / "out" / "samples").iterdir())
     assert [path.name for path in stills] == ["step-00000000.png", "step-00000004.png"]
     assert stills[0].read_bytes() != stills[1].read_bytes()
@@ -92,12 +92,8 @@ def test_a_run_is_held_against_its_device(
 
 
 def stepper_of(base: BaseModel, clips: DrawnClips, config: TrainConfig) -> Stepper:
-    from components.diffusion.objective import image_predictor
-    from components.lora.domain_adapter import add_domain_adapter
-
-    pipeline = load_base(base)
-    trainable = add_domain_adapter(pipeline.unet, 2, 0)
-    task = task_of("domain adapter", pipeline, pipeline.unet, image_predictor, trainable, clips, config)
+    pipeline, stage = load_base(base), DomainAdapterTraining(train=config, rank=2)
+    task = stage.task(pipeline, pipeline.unet, stage.set_trainable(pipeline.unet), clips.latent_size)
     return Stepper(config, task, Place(torch.device("cpu")))
 
 
@@ -190,12 +186,10 @@ def test_a_base_model_that_predicts_velocity_is_trained_and_animated_as_one(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "v_prediction"}))
     base = BaseModel(path=tmp_path / "v")
     seen: list[StepReport] = []
-    config = stages.MotionModuleTraining(train=SHORT, preset="from-base")
-    stages.train_motion_module(config, base, clips, CACHE_INPUT, tmp_path / "out", on_step=seen.append)
+    config = MotionModuleTraining(train=SHORT, preset="from-base")
+    train_stage(config, base, clips, CACHE_INPUT, tmp_path / "out", on_step=seen.append)
     of_noise: list[StepReport] = []
-    stages.train_motion_module(
-        config, BaseModel(path=base_folder), clips, CACHE_INPUT, tmp_path / "noise", on_step=of_noise.append
-    )
+    train_stage(config, BaseModel(path=base_folder), clips, CACHE_INPUT, tmp_path / "noise", on_step=of_noise.append)
     assert seen[0].loss != pytest.approx(of_noise[0].loss, rel=1e-3)
     assert describe(tmp_path / "out")["metadata"]["modelspec.prediction_type"] == "v_prediction"
     animator = Animator(AnimationModels(base=base, motion_module=tmp_path / "out"), "cpu")

@@ -12,7 +12,10 @@ import torch
 
 from components.base.base_model import BaseModel
 from components.diffusion.objective import draw
-from components.stages import stages
+from components.stages.domain_adapter import DomainAdapterTraining
+from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
+from components.stages.stage import train_stage
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig, learning_rate_at
 from components.train.loop import checkpoints
@@ -73,14 +76,14 @@ def test_learning_rate_by_hand() -> None:
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
     number: signal.Signals, base: BaseModel, clips: DrawnClips, tmp_path: Path
 ) -> None:
-    config = stages.MotionLoraTraining(train=SHORT.replace(ema_decay=0.9, caption_dropout=0.5), rank=2)
+    config = MotionLoraTraining(train=SHORT.replace(ema_decay=0.9, caption_dropout=0.5), rank=2)
     module = tmp_path / "mm"
-    stages.train_motion_module(
-        stages.MotionModuleTraining(train=SHORT.replace(steps=1), preset="from-base"), base, clips, CACHE_INPUT, module
+    train_stage(
+        MotionModuleTraining(train=SHORT.replace(steps=1), preset="from-base"), base, clips, CACHE_INPUT, module
     )
 
     def run(out: Path, on_step: Any = None) -> dict[str, torch.Tensor]:
-        stages.train_motion_lora(config, base, clips, CACHE_INPUT, out, module, on_step=on_step)
+        train_stage(config, base, clips, CACHE_INPUT, out, {"motion_module": module}, on_step=on_step)
         from safetensors.torch import load_file
 
         return load_file(out / "motion_lora.safetensors")
@@ -95,9 +98,8 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
     assert caught.value.exit_code == 1
     assert not (tmp_path / "broken").exists()
     with pytest.raises(UserError, match="config.train.learning_rate was 0.01 and is now 0.5") as refused:
-        stages.train_motion_lora(
-            config.replace(train__learning_rate=0.5), base, clips, CACHE_INPUT, tmp_path / "broken", module
-        )
+        faster = config.replace(train__learning_rate=0.5)
+        train_stage(faster, base, clips, CACHE_INPUT, tmp_path / "broken", {"motion_module": module})
     assert refused.value.exit_code == 2
     steps: list[int] = []
     found = run(tmp_path / "broken", lambda report: steps.append(report.step))
@@ -219,7 +221,7 @@ def test_tensorboard_holds_the_scalars(clips: DrawnClips, tmp_path: Path) -> Non
 
 def test_latents_of_another_vae_are_refused_before_the_first_step(base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="The cache was encoded by the VAE abc") as caught:
-        config = stages.DomainAdapterTraining(train=SHORT, rank=2)
-        stages.train_domain_adapter(config, base, DrawnClips("abc"), CACHE_INPUT, tmp_path / "out")
+        config = DomainAdapterTraining(train=SHORT, rank=2)
+        train_stage(config, base, DrawnClips("abc"), CACHE_INPUT, tmp_path / "out")
     assert caught.value.exit_code == 2
     assert not (tmp_path / ".out.partial" / "logs").exists()

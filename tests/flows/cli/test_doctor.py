@@ -31,7 +31,7 @@ def test_a_check_that_breaks_is_a_finding():
     def broken_thing() -> Finding:
         raise OSError("no such device")
 
-    finding = doctor.guarded(broken_thing)
+    finding = doctor.run_check(broken_thing)
     assert (finding.state, finding.what) == ("missing", "broken thing")
     assert "no such device" in finding.line()
     assert finding.advice in finding.line()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect.states import Failed
 
-from flows.chain.parameters import explained
+from flows.chain.parameters import with_parameter_docs
 from flows.serving import reporting
 from flows.train_motion_module import train_motion_module
 from infra.artifacts import artifacts
@@ -33,9 +33,9 @@ def test_a_user_s_mistake_is_not_tried_again():
 
 
 def test_the_record_in_a_few_lines(tmp_path: Path):
-    facts = reporting.facts(an_artifact(tmp_path / "m"))
-    assert facts["input cache"] == f"c ({'f' * 12})"
-    assert (facts["steps"], facts["loss"]) == (2, 0.25)
+    record_rows = reporting.record_rows(an_artifact(tmp_path / "m"))
+    assert record_rows["input cache"] == f"c ({'f' * 12})"
+    assert (record_rows["steps"], record_rows["loss"]) == (2, 0.25)
 
 
 def test_a_small_picture_travels_inside_and_a_big_one_does_not(tmp_path: Path, monkeypatch):
@@ -53,4 +53,4 @@ def test_prefect_s_form_explains_every_parameter():
     assert list(properties) == ["recipe", "overrides", "root", "cache", "domain_adapter", "workers"]
     assert all(field.get("description") for field in properties.values()), properties
     assert properties["recipe"]["enum"] == ["pocket", "pocket-full", "sd15"]
-    assert "Args:" in str(explained(lambda: None).__doc__)
+    assert "Args:" in str(with_parameter_docs(lambda: None).__doc__)
