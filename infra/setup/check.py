@@ -127,9 +127,11 @@ class InTime:
         if report.when == "teardown":
             self.waiting.pop(report.nodeid, None)
 
-    def pytest_runtest_protocol(self, item: Any) -> None:
-        if time.monotonic() > self.until:
-            item.session.shouldstop = "the time is over"
+    def pytest_runtest_protocol(self, item: Any) -> bool | None:
+        if time.monotonic() < self.until:
+            return None
+        item.session.shouldstop = "the time is over"
+        return True  # as if it had been run
 
 
 def run_tests(files: list[str], until: float) -> tuple[bool, list[str]]:
