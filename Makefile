@@ -2,7 +2,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := flows components data_prep evaluation infra tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean bench bench-cache bench-train rooms
+SINCE ?= HEAD~1
+.PHONY: help setup demo test check lint style format lock clean bench bench-cache bench-train rooms
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -13,17 +14,18 @@ setup:  ## .venv from requirements.lock; nothing to do when it is current
 demo: setup  ## the whole pipeline on the pocket recipe, in minutes on two cores
 	@$(BIN)/animateflow demo
 
-test: setup  ## lint, types and every test
-	@bash infra/setup/browser.sh
-	@$(MAKE) --no-print-directory lint
-	@echo "[test] pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test:  ## lint, types and every test, in two processes (PYTEST_ARGS="-k cache -n 0": more for pytest)
+	@bash infra/setup/test.sh $(PYTEST_ARGS)
 
-lint: setup  ## ruff and mypy
-	@echo "[test] ruff, mypy"
+check: setup  ## lint, types and the nearest tests of what changed since SINCE, in two minutes (default: the last commit)
+	@$(BIN)/python -m infra.setup.check --since $(SINCE)
+
+lint: setup style  ## ruff and mypy
+	@$(BIN)/mypy
+
+style:
 	@$(BIN)/ruff check $(PACKAGES)
 	@$(BIN)/ruff format --check $(PACKAGES)
-	@$(BIN)/mypy
 
 format: setup  ## rewrites the code in the project's form
 	@$(BIN)/ruff check --fix $(PACKAGES)

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.config import CacheConfig
+from infra.artifacts.artifacts import Artifact
 from infra.pocket.clips import write_clips
 
+WHOLE = CacheConfig(size=32, frames_max=20, shard_videos=2, workers=1)
 REALVIDEO = Path(__file__).resolve().parents[3] / "shared" / "realvideo"
 
 
@@ -47,6 +50,14 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     model.save_pretrained(folder / "vae")
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(ray_local: None, clips: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A cache of the five drawn clips, built without a break; tests leave it as it is."""
+    from data_prep.builder.build import build_latent_cache
+
+    return build_latent_cache(WHOLE, clips, clips.parent / "videos", vae, tmp_path_factory.mktemp("whole") / "cache")
 
 
 Write = Callable[..., Path]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KEY, SECRET = "animateflow", "not-so-secret"
-START_SECONDS = 60
+START_SECONDS = 180
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,9 @@ def plot_loss(
     from matplotlib.figure import Figure
 
     panels = 1 + bool(held_out) + bool(shuffle_gaps)
-    figure = Figure(figsize=(4.5 * panels, 4), layout="constrained")
+    width = 4.5 * panels
+    figure = Figure(figsize=(width, 4))  # margins in inches: a layout engine draws everything once more
+    figure.subplots_adjust(left=0.75 / width, right=1 - 0.15 / width, bottom=0.13, top=0.91, wspace=0.3)
     FigureCanvasAgg(figure)
     axes = iter(figure.subplots(1, panels, squeeze=False)[0])
     first = next(axes)

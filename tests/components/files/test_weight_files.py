@@ -135,9 +135,9 @@ def test_the_header_of_a_huge_file_is_read_at_once(tmp_path: Path) -> None:
     with (tmp_path / "a.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + 4 * numbers)
-    started = time.monotonic()
+    started = time.process_time()  # whoever else is at work on the machine
     assert read_header(tmp_path / "a.safetensors").parameters == numbers
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:

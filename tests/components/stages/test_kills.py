@@ -67,7 +67,7 @@ def killed(whole: Given, out: Path, after_seconds: float | None = None, at_write
         if at_write is not None:
             at_write = None
         elif after_seconds is not None:
-            after_seconds *= 1.5  # at last it is through
+            after_seconds *= 2  # at last it is through
     same(out, whole)
     return kills
 

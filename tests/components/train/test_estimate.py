@@ -83,8 +83,9 @@ def test_recomputing_all_layers_keeps_a_tenth_of_the_activations() -> None:
     assert kept["full"] <= 0.7
     assert kept["full"] < kept["resnets"] < kept["none"]
     for mode in ("none", "resnets", "full"):
-        print(mode, alive_after_forward(mode) / GIB)
-        assert alive_after_forward(mode) / GIB == pytest.approx(kept[mode], rel=0.05)
+        alive = alive_after_forward(mode) / GIB
+        print(mode, alive)
+        assert alive == pytest.approx(kept[mode], rel=0.05)
     assert found["full"].recomputed / GIB == pytest.approx(411 / 1024, rel=0.03)  # the same count's largest layer
     assert found["none"].recomputed == 0
 

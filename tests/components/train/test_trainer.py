@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from components.base.base_model import BaseModel
 from components.diffusion.objective import draw
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining
-from components.stages.motion_module import MotionModuleTraining
 from components.stages.stage import train_stage
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig, learning_rate_at
@@ -72,40 +72,52 @@ def test_learning_rate_by_hand() -> None:
     assert learning_rate_at(config.replace(learning_rate_decay="constant"), 109) == 1.0
 
 
+LORA = MotionLoraTraining(train=SHORT.replace(ema_decay=0.9, caption_dropout=0.5), rank=2)
+
+
+def lora_weights(
+    base: BaseModel, clips: DrawnClips, module: Path, out: Path, on_step: Any = None
+) -> dict[str, torch.Tensor]:
+    train_stage(LORA, base, clips, CACHE_INPUT, out, {"motion_module": module}, on_step=on_step)
+    return load_file(out / "motion_lora.safetensors")
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    base: BaseModel, clips: DrawnClips, trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """Weights of a run that nothing stopped."""
+    return lora_weights(base, clips, trained["motion-module"], tmp_path_factory.mktemp("unbroken") / "lora")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
-    number: signal.Signals, base: BaseModel, clips: DrawnClips, tmp_path: Path
+    number: signal.Signals,
+    base: BaseModel,
+    clips: DrawnClips,
+    trained: dict[str, Path],
+    unbroken: dict[str, torch.Tensor],
+    tmp_path: Path,
 ) -> None:
-    config = MotionLoraTraining(train=SHORT.replace(ema_decay=0.9, caption_dropout=0.5), rank=2)
-    module = tmp_path / "mm"
-    train_stage(
-        MotionModuleTraining(train=SHORT.replace(steps=1), preset="from-base"), base, clips, CACHE_INPUT, module
-    )
-
-    def run(out: Path, on_step: Any = None) -> dict[str, torch.Tensor]:
-        train_stage(config, base, clips, CACHE_INPUT, out, {"motion_module": module}, on_step=on_step)
-        from safetensors.torch import load_file
-
-        return load_file(out / "motion_lora.safetensors")
+    module = trained["motion-module"]
 
     def stop_after_two(report: StepReport) -> None:
         if report.step == 2:
             os.kill(os.getpid(), number)
 
-    expected = run(tmp_path / "whole")
     with pytest.raises(TrainingStoppedError, match=r"stopped at step 2 of 4.*Run the same command again") as caught:
-        run(tmp_path / "broken", stop_after_two)
+        lora_weights(base, clips, module, tmp_path / "broken", stop_after_two)
     assert caught.value.exit_code == 1
     assert not (tmp_path / "broken").exists()
     with pytest.raises(UserError, match="config.train.learning_rate was 0.01 and is now 0.5") as refused:
-        faster = config.replace(train__learning_rate=0.5)
+        faster = LORA.replace(train__learning_rate=0.5)
         train_stage(faster, base, clips, CACHE_INPUT, tmp_path / "broken", {"motion_module": module})
     assert refused.value.exit_code == 2
     steps: list[int] = []
-    found = run(tmp_path / "broken", lambda report: steps.append(report.step))
+    found = lora_weights(base, clips, module, tmp_path / "broken", lambda report: steps.append(report.step))
     assert steps == [3, 4]
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert found.keys() == unbroken.keys()
+    assert all(torch.equal(found[name], unbroken[name]) for name in unbroken)
     assert not (tmp_path / "broken" / "checkpoints").exists()
     assert signal.getsignal(number) is not None
 

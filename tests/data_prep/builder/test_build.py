@@ -21,8 +21,7 @@ from data_prep.encode.encode import load_vae, vae_folder
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact
 from infra.errors import UserError, WorkError
-
-CONFIG = CacheConfig(size=32, frames_max=20, shard_videos=2, workers=1)
+from tests.data_prep.conftest import WHOLE
 
 
 def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
@@ -32,13 +31,6 @@ def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
 def rejected(artifact: Artifact) -> dict[str, tuple[str, str]]:
     rows = pq.read_table(artifact.folder / "rejected.parquet").to_pylist()
     return {row["clip_id"]: (row["stage"], row["reason"]) for row in rows}
-
-
-@pytest.fixture(scope="module")
-def whole(ray_local: None, clips: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The five drawn clips, built without a break."""
-    out = tmp_path_factory.mktemp("whole") / "cache"
-    return build_latent_cache(CONFIG, clips, clips.parent / "videos", vae, out)
 
 
 def test_every_clip_is_there_with_its_figures(whole: Artifact, clips: Path):
@@ -96,12 +88,12 @@ def test_interrupted_it_goes_on_and_ends_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(build, "_shard_line", stop)
         with pytest.raises(KeyboardInterrupt):
-            build_latent_cache(CONFIG, clips, clips.parent / "videos", vae, out)
+            build_latent_cache(WHOLE, clips, clips.parent / "videos", vae, out)
     done = {path.name: path.stat().st_mtime_ns for path in shard_paths(tmp_path / ".cache.partial")}
     shards = len(shard_paths(whole.folder))
     assert 1 <= len(done) <= shards
     shard_paths(tmp_path / ".cache.partial")[-1].unlink() if len(done) == shards else None
-    again = build_latent_cache(CONFIG, clips, clips.parent / "videos", vae, out)
+    again = build_latent_cache(WHOLE, clips, clips.parent / "videos", vae, out)
     kept = {path.name: path.stat().st_mtime_ns for path in shard_paths(out)}
     assert len(kept) == shards
     assert any(done.get(name) == time for name, time in kept.items())
@@ -110,7 +102,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(
 
 
 def test_a_finished_cache_is_returned_without_ray(whole: Artifact, clips: Path, vae: Path, no_ray: None):
-    again = build_latent_cache(CONFIG.replace(workers=2), clips, clips.parent / "videos", vae, whole.folder)
+    again = build_latent_cache(WHOLE.replace(workers=2), clips, clips.parent / "videos", vae, whole.folder)
     assert again.record == whole.record
 
 
@@ -125,15 +117,15 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_path_is_no_identity(whole: Artifact, clips: Path, vae: Path, tmp_path: Path):
     shutil.copytree(clips.parent, tmp_path / "moved")
     moved = tmp_path / "moved" / clips.name
-    again = build_latent_cache(CONFIG, moved, moved.parent / "videos", vae, whole.folder)
+    again = build_latent_cache(WHOLE, moved, moved.parent / "videos", vae, whole.folder)
     assert again.fingerprint == whole.fingerprint
 
 
 def test_an_older_format_is_refused(clips: Path, vae: Path, tmp_path: Path):
-    with artifacts.draft(tmp_path / "old", "latent-cache", CONFIG, {}):
+    with artifacts.draft(tmp_path / "old", "latent-cache", WHOLE, {}):
         pass
     with pytest.raises(UserError, match="older format"):
-        build_latent_cache(CONFIG, clips, clips.parent / "videos", vae, tmp_path / "old")
+        build_latent_cache(WHOLE, clips, clips.parent / "videos", vae, tmp_path / "old")
 
 
 def test_bad_rows_are_listed_logged_and_counted(
@@ -147,7 +139,7 @@ def test_bad_rows_are_listed_logged_and_counted(
     (folder / "text.mp4").write_text("no video")
     (folder / "clip_2.txt").write_text("  ")
     with caplog.at_level(logging.INFO, logger="animateflow"):
-        made = build_latent_cache(CONFIG, folder, None, vae, tmp_path / "cache")
+        made = build_latent_cache(WHOLE, folder, None, vae, tmp_path / "cache")
     assert rejected(made) == {
         "clip_2.mp4": ("check", "empty_caption"),
         "empty.mp4": ("decode", "empty_file"),
@@ -169,9 +161,9 @@ def test_too_many_rejections_fail_the_work_and_none_left_is_a_warning(
     (tmp_path / "footage").mkdir()
     (tmp_path / "footage" / "empty.mp4").write_bytes(b"")
     with pytest.raises(WorkError, match="1 of 1 rows are rejected"):
-        build_latent_cache(CONFIG.replace(rejected_share_max=0.5), tmp_path / "footage", None, vae, tmp_path / "strict")
+        build_latent_cache(WHOLE.replace(rejected_share_max=0.5), tmp_path / "footage", None, vae, tmp_path / "strict")
     with caplog.at_level(logging.WARNING, logger="animateflow"):
-        made = build_latent_cache(CONFIG, tmp_path / "footage", None, vae, tmp_path / "cache")
+        made = build_latent_cache(WHOLE, tmp_path / "footage", None, vae, tmp_path / "cache")
     assert made.counts["clips"] == 0
     assert "Nothing is cached" in caplog.text
     assert verify(made.folder).ok
@@ -184,7 +176,7 @@ def test_a_failing_worker_is_one_message(ray_local: None, clips: Path, vae: Path
     shutil.copytree(vae / "vae", broken)
     (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"rotten")
     with pytest.raises(UserError, match="cannot be read"):
-        build_latent_cache(CONFIG, clips, clips.parent / "videos", broken, tmp_path / "cache")
+        build_latent_cache(WHOLE, clips, clips.parent / "videos", broken, tmp_path / "cache")
 
 
 def test_an_error_nobody_foresaw_is_named(ray_local: None, clips: Path, tmp_path: Path):
@@ -192,7 +184,7 @@ def test_an_error_nobody_foresaw_is_named(ray_local: None, clips: Path, tmp_path
 
     AutoencoderKL(in_channels=1, block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "grey")
     with pytest.raises(WorkError, match=r"Encoding stopped: RuntimeError: .*1 channels") as caught:
-        build_latent_cache(CONFIG, clips, clips.parent / "videos", tmp_path / "grey", tmp_path / "cache")
+        build_latent_cache(WHOLE, clips, clips.parent / "videos", tmp_path / "grey", tmp_path / "cache")
     assert "Ray" not in str(caught.value)
 
 
@@ -200,7 +192,7 @@ def test_no_vae(clips: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     for path in (tmp_path, tmp_path / "none", clips):
         with pytest.raises(UserError, match="AutoencoderKL|is not a folder"):
-            build_latent_cache(CONFIG, clips, clips.parent / "videos", path, tmp_path / "cache")
+            build_latent_cache(WHOLE, clips, clips.parent / "videos", path, tmp_path / "cache")
 
 
 def test_the_config_refuses_what_cannot_be():

@@ -28,7 +28,7 @@ def readers() -> list[threading.Thread]:
 
 
 def wait_for(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true() and time.monotonic() < deadline:
         time.sleep(0.01)
     return true()

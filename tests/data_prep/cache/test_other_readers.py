@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.builder.build import build_latent_cache
-from data_prep.config import CacheConfig
+from infra.artifacts.artifacts import Artifact
 from tests.data_prep.builder.building import rows_of
 from tests.data_prep.cache_files import C, H, W, cache_row, write_cache
 
@@ -87,11 +86,8 @@ def test_questions_in_sql(found: dict[str, Any]):
     }
 
 
-def test_a_cache_as_the_build_leaves_it(ray_local: None, clips: Path, vae: Path, tmp_path: Path):
-    config = CacheConfig(size=32, frames_max=20, shard_videos=2)
-    made = build_latent_cache(config, clips, None, vae, tmp_path / "cache")
-    (tmp_path / "scratch").mkdir()
-    found = read_by_others(made.folder, tmp_path / "scratch")
+def test_a_cache_as_the_build_leaves_it(ray_local: None, whole: Artifact, clips: Path, tmp_path: Path):
+    found = read_by_others(whole.folder, tmp_path)
     with clips.open(newline="", encoding="utf-8") as handle:
         captions = {row["videoid"]: row["name"] for row in csv.DictReader(handle)}
     ids = sorted(captions, key=lambda video_id: hashlib.sha256(video_id.encode()).hexdigest())
@@ -99,7 +95,7 @@ def test_a_cache_as_the_build_leaves_it(ray_local: None, clips: Path, vae: Path,
         assert [row[:3] for row in found[way]] == [[clip_id, captions[clip_id], [20, 4, 8, 8]] for clip_id in ids]
         assert all(row[5] == list(range(0, 40, 2)) for row in found[way])
         assert found[way] == found["by_pyarrow"]
-    hashes = {row["clip_id"]: (row["latents"], row["latents_sha256"]) for row in rows_of(made.folder)}
+    hashes = {row["clip_id"]: (row["latents"], row["latents_sha256"]) for row in rows_of(whole.folder)}
     assert all(hashlib.sha256(data).hexdigest() == said for data, said in hashes.values())
     sums = {row[0]: row[4] for row in found["by_duckdb"]}
     assert sums == {name: float(np.frombuffer(data, np.float16).sum(dtype="f8")) for name, (data, _) in hashes.items()}

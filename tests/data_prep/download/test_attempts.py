@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from data_prep.download.addresses import Network, retry_after
@@ -15,6 +14,18 @@ from infra.errors import WorkError
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.conftest import CUT, ONCE, QUICK, Web, told
 from tests.data_prep.download.lying_server import Answer, LyingServer, breaking, honest, status
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Seconds that were waited between attempts, each of them over at once."""
+    seen: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        seen.append(seconds)
+
+    monkeypatch.setattr("data_prep.download.download.asyncio.sleep", sleep)
+    return seen
 
 
 @pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
@@ -31,18 +42,16 @@ def test_what_does_not_pass_is_given_up(web: Web):
     assert web.files() == {}
 
 
-def test_the_server_says_how_long_to_wait(web: Web):
-    started = time.monotonic()
+def test_the_server_says_how_long_to_wait(web: Web, waits: list[float]):
     config = QUICK.replace(retry_seconds_max=5)
     assert web.fetch(status(429, Retry_After="1"), honest(web.video), config=config) is None
-    assert 1.0 <= time.monotonic() - started < 3.0
+    assert waits == [1.0]
 
 
 @pytest.mark.parametrize("said", ["86400", lie.days_ago(-1), "9" * 400], ids=["day", "date", "forever"])
-def test_the_server_cannot_make_it_wait_for_long(web: Web, said: str):
-    started = time.monotonic()
+def test_the_server_cannot_make_it_wait_for_long(web: Web, waits: list[float], said: str):
     assert web.fetch(status(429, Retry_After=said), honest(web.video)) is None
-    assert time.monotonic() - started < 2.0
+    assert waits == [QUICK.retry_seconds_max]
 
 
 def test_retry_after_is_seconds_or_a_date():
@@ -51,16 +60,10 @@ def test_retry_after_is_seconds_or_a_date():
     assert [retry_after(value) for value in ("", "soon", "-3", "²")] == [0, 0, 0, 0]
 
 
-def test_waits_double_up_to_a_limit(web: Web):
-    moments: list[float] = []
-
-    def failing(asked: Any) -> None:
-        moments.append(time.monotonic())
-        status(500)(asked)
-
-    told(web.fetch(failing, config=QUICK.replace(retry_seconds=0.1, retry_seconds_max=0.3)))
-    for wait, shortest, longest in zip(np.diff(moments), (0.05, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3, 0.3), strict=True):
-        assert shortest <= wait < longest + 0.15
+def test_waits_double_up_to_a_limit(web: Web, waits: list[float]):
+    told(web.fetch(status(500), config=QUICK.replace(retry_seconds=0.1, retry_seconds_max=0.3)))
+    for wait, shortest, longest in zip(waits, (0.05, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3, 0.3), strict=True):
+        assert shortest <= wait <= longest
 
 
 @pytest.mark.parametrize("code", [204, 304, 400, 401, 403, 404, 410, 418])
@@ -81,7 +84,7 @@ def test_what_is_gone_takes_its_part_along(web: Web):
 def test_who_keeps_it_waiting_is_left(web: Web, answer: Answer):
     started = time.monotonic()
     assert told(web.fetch(answer, config=QUICK.replace(attempts=2, connect_seconds=0.3)))[0] == "download_timeout"
-    assert time.monotonic() - started < 4.0
+    assert time.monotonic() - started < 20.0  # 80 s and for ever are what they have in mind
 
 
 def test_a_slow_file_is_not_a_stall(web: Web):

@@ -12,21 +12,29 @@ from data_prep.look.inspect import inspect_cache
 from data_prep.look.pictures import histogram, psnr
 from infra.artifacts.artifacts import Artifact
 from infra.errors import UserError
-from tests.data_prep.conftest import Write, noise_frames
+from infra.video import write_mp4
+from tests.data_prep.conftest import noise_frames
 
 HOSTILE = '<script>alert("x")</script>'
 
 
-@pytest.fixture
-def cache(ray_local: None, write_video: Write, vae: Path, tmp_path: Path) -> Artifact:
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspected") / "footage"
+    folder.mkdir()
     for name in ("one", "two"):
-        write_video(f"footage/{name}.mp4", noise_frames(32, 64, 64, seed=len(name)))
-        (tmp_path / "footage" / f"{name}.txt").write_text(HOSTILE)
-    (tmp_path / "footage" / "bad.mp4").write_text("x")
-    return build_latent_cache(CacheConfig(size=32), tmp_path / "footage", None, vae, tmp_path / "cache")
+        write_mp4(folder / f"{name}.mp4", noise_frames(32, 64, 64, seed=len(name)), fps=16)
+        (folder / f"{name}.txt").write_text(HOSTILE)
+    (folder / "bad.mp4").write_text("x")
+    return folder
 
 
-def test_the_page(cache: Artifact, vae: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def cache(ray_local: None, footage: Path, vae: Path) -> Artifact:
+    return build_latent_cache(CacheConfig(size=32), footage, None, vae, footage.parent / "cache")
+
+
+def test_the_page(cache: Artifact, footage: Path, vae: Path, tmp_path: Path):
     page = inspect_cache(cache.folder, vae, tmp_path / "pages" / "page.html")
     text = page.read_text(encoding="utf-8")
     assert "alert(&#34;x&#34;)" in text
@@ -35,7 +43,7 @@ def test_the_page(cache: Artifact, vae: Path, tmp_path: Path):
     assert text.count('alt="source"') == 2
     assert text.count('alt="decoded latents"') == 2
     assert "not_a_video" in text
-    (tmp_path / "footage" / "one.mp4").unlink()
+    (footage / "one.mp4").unlink()
     later = inspect_cache(cache.folder, vae, page).read_text(encoding="utf-8")
     assert later.count('alt="source"') == 1
     assert "not where it was" in later

@@ -213,9 +213,9 @@ def test_headers_that_would_never_end(shards: Path):
         path = write_tar(shards / "0.tar", sample("a"))
         data = path.read_bytes()
         path.write_bytes(data[:SAMPLE_BYTES] + block + data[SAMPLE_BYTES:])
-        began = time.monotonic()
+        began = time.process_time()
         rows = read_source(path, None)
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
         assert rows[0].problem is None
         assert [row.problem.reason for row in rows[1:] if row.problem] == ["broken_tar"]
 
