@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.builder.build import build_latent_cache
 from data_prep.config import CacheConfig
-from data_prep.video.child import Child
+from data_prep.video.child_process import Child
 
 if TYPE_CHECKING:
     from data_prep.encode.encode import UInt8

@@ -1,5 +1,5 @@
-"""Videos to a latent cache, or a cache to its next version. Runs on Ray Data; stopped at any point, the same call goes
-on with the shards that are missing, and where nothing is missing Ray is not even started."""
+"""Videos to a latent cache, or a cache to its next version, on Ray Data. If a build is stopped, the same call resumes
+with the missing shards; if no shard is missing, Ray is not started."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def build_latent_cache(
 ) -> Artifact:
     """The latent cache of a source's videos, encoded by the VAE in `vae` (its folder, or a pipeline's).
 
-    Every row of the source is either cached or listed in `rejected.parquet` with its stage and reason. A cache that is
-    in `out` already becomes its next version: only videos that are new or changed are encoded, or all where the
-    encoding changed. Clips whose row or video is gone stay, unless `prune`. With `download`, videos that are missing
-    are fetched from their web addresses first.
+    Every row of the source is either cached or listed in `rejected.parquet` with its stage and reason. A cache
+    already in `out` becomes its next version: only new or changed videos are encoded, or all of them if the encoding
+    changed. Clips whose row or video was removed stay, unless `prune`. With `download`, missing videos are downloaded
+    first.
 
     Raises:
         UserError: the source, the folder of videos or the VAE is not there or not of its kind; `out` holds something
-            else; clips without videos would have to be encoded anew.
+            else; clips whose videos no longer exist would have to be encoded again.
         WorkError: more than `rejected_share_max` of the rows are rejected, or encoding stopped.
     """
     from data_prep.builder.plan import encoding_of, state_of
@@ -56,7 +56,7 @@ def build_latent_cache(
     text = text_folder(vae) if config.caption_embeddings else None
     rows = read_source(source, videos)
     if download:
-        rows = with_downloads(rows, source, videos, config.download)
+        rows = download_missing(rows, source, videos, config.download)
     encoding = encoding_of(config, sha256_path(weights), sha256_path(text / "text_encoder") if text else None)
     finished = _finished(out)
     state = state_of(rows, config, encoding, prune)
@@ -85,8 +85,8 @@ def _finished(out: Path) -> Artifact | None:
     if "encoding" not in finished.metrics:
         raise UserError(
             f"{out} holds a latent cache of an older format.",
-            "Its shards do not say what they were made from, so that none of them can be taken over.",
-            f"Write to another --out, or remove {out} to make it anew.",
+            "Its shards do not record their inputs, so none of them can be reused.",
+            f"Write to another --out, or remove {out} to build it again.",
         )
     return finished
 
@@ -106,17 +106,17 @@ class Build:
 
     def run(self) -> None:
         from data_prep.builder.finish import finish
-        from data_prep.builder.plan import accept, plan, refuse_new_encoding_of_the_gone, to_do
+        from data_prep.builder.plan import missing_shards, plan, refuse_reencoding_without_videos, select_videos
 
         config, folder = self.config, self.draft.folder
         before = self.finished.folder if self.finished else None
-        accepted = accept(self.rows, config, folder / "data_docs", self.finished, self.prune)
-        refuse_new_encoding_of_the_gone(accepted, self.encoding, self.finished)
-        tasks = plan(config, accepted.videos, self.encoding, folder, before)
-        missing = to_do(config, tasks, folder, before)
+        selected = select_videos(self.rows, config, folder / "data_docs", self.finished, self.prune)
+        refuse_reencoding_without_videos(selected, self.encoding, self.finished)
+        tasks = plan(config, selected.videos, self.encoding, folder, before)
+        missing = missing_shards(config, tasks, folder, before)
         self._announce(tasks, missing)
         pace = self._encode(tasks, missing)
-        finish(config, self.draft, before, tasks, accepted)
+        finish(config, self.draft, before, tasks, selected)
         self.draft.metrics["encoding"] = self.encoding
         self.draft.metrics |= pace
 
@@ -125,13 +125,13 @@ class Build:
 
         if self.finished is not None and self.finished.metrics["encoding"] != self.encoding:
             what = changed_fields(self.finished.metrics["encoding"], self.encoding)
-            log.info("Every clip is encoded anew: %s. The old version stays until the new one is whole.", what)
+            log.info("Every clip is encoded again: %s. The old version stays until the new one is complete.", what)
         elif len(missing) < len(tasks):
-            log.info("%d of %d shards are there already.", len(tasks) - len(missing), len(tasks))
+            log.info("%d of %d shards already exist.", len(tasks) - len(missing), len(tasks))
 
     def _encode(self, tasks: list[ShardTask], missing: list[ShardTask]) -> dict[str, Any]:
         """Makes the shards, and says how long it took until the first actor began, and how fast it went from there."""
-        from data_prep.encode.chain import encode_shards
+        from data_prep.encode.ray_pipeline import encode_shards
 
         started = time.time()
         shards = []
@@ -153,7 +153,7 @@ class Build:
         }
 
     def _vae_figures(self) -> dict[str, Any]:
-        """Where no actor has told them."""
+        """For a build in which no actor ran."""
         from data_prep.encode.encode import load_vae, vae_figures
 
         if self.finished is not None and self.finished.metrics["encoding"]["vae"] == self.encoding["vae"]:
@@ -161,22 +161,22 @@ class Build:
         return vae_figures(load_vae(self.vae, "cpu"))
 
 
-def with_downloads(
+def download_missing(
     rows: list[SourceRow], source: str | Path, videos: str | Path | None, config: DownloadConfig
 ) -> list[SourceRow]:
-    """The rows after what is missing has been fetched from their web addresses; a failure is the row's problem."""
-    from data_prep.download.download import Wanted, download
+    """The rows after missing videos have been downloaded; a failed download is the row's problem."""
+    from data_prep.download.download import Request, download
     from data_prep.problems import Problem
     from data_prep.sources.sources import read_source
 
-    wanted = [Wanted(row.url, row.target) for row in rows if row.target is not None]
+    wanted = [Request(row.url, row.target) for row in rows if row.target is not None]
     if not wanted:
         return rows
-    failed = {path: undone for path, undone in download(wanted, config).items() if undone is not None}
+    failures = {path: failure for path, failure in download(wanted, config).items() if failure is not None}
     again = read_source(source, videos)
     return [
-        replace(row, problem=Problem(undone.reason, undone.message))
-        if row.file is None and row.target is not None and (undone := failed.get(row.target))
+        replace(row, problem=Problem(failure.reason, failure.message))
+        if row.file is None and row.target is not None and (failure := failures.get(row.target))
         else row
         for row in again
     ]

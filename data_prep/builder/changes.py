@@ -1,5 +1,5 @@
-"""What a new version of a cache changed in the one before, told from what their shards say: it is the same answer
-whether the build ran through or was stopped ten times."""
+"""What changed between two versions of a cache, read from their shards: the answer is the same whether or not the build
+was interrupted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _change(
 
 
 def write_changes(found: list[Change], path: Path) -> dict[str, int]:
-    """Writes `changes.parquet`, says in the log what was done, and returns the counts by kind."""
+    """Writes `changes.parquet`, logs a summary, and returns the counts by kind."""
     rows = [{"clip_id": change.video_id, "change": change.kind, "detail": change.detail} for change in found]
     write_table(path, pa.Table.from_pylist(rows, schema=CHANGES_SCHEMA))
     counts: Counter[str] = Counter(change.kind for change in found)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.sources.sources import read_source
-from data_prep.video.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
+from data_prep.video.child_process import Child, ChildDiedError, ChildRaisedError, ChildTimeoutError
 from data_prep.video.decode import DecodedClip, prepare, request_for
-from data_prep.video.reading import VideoAnswer, VideoRequest, read_video
+from data_prep.video.read_video import VideoAnswer, VideoRequest, read_video
 from infra import logs
 from infra.errors import UserError
 
@@ -44,7 +44,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The whole from the sample."""
+    """The whole cache, extrapolated from the sample."""
 
     rows: int
     sampled: int
@@ -64,7 +64,7 @@ class Estimate:
 
     @property
     def wall_hours(self) -> dict[str, float]:
-        """By what limits: they run beside each other on a machine with GPUs, and share the CPUs on one without."""
+        """By what limits: with GPUs decoding and encoding overlap; without, they share the CPUs."""
         machine = self.machine
         if machine.gpus:
             limits = {
@@ -109,7 +109,7 @@ def estimate(
     frames_per_second: float | None = None,
     read_bytes_per_second: float | None = None,
 ) -> Estimate:
-    """Decodes `sample` videos, drawn at random, times the VAE, and reckons the whole.
+    """Decodes `sample` random videos, times the VAE, and extrapolates.
 
     Machine figures that are not given are this machine's; `frames_per_second` is needed for a GPU that is not here.
 
@@ -192,7 +192,7 @@ class _Sample:
         reader.start(VideoRequest(row.file, request_for(config, row.clip_id, Path()), scratch))
         try:
             answer = reader.finish(config.decode_seconds_max)
-        except (ChildDiedError, ChildLateError, ChildRaisedError) as error:
+        except (ChildDiedError, ChildTimeoutError, ChildRaisedError) as error:
             self.reasons[type(error).__name__] += 1
             return
         for clip in answer.clips:

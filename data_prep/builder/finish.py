@@ -1,5 +1,5 @@
-"""The end of a build: shards that stay are linked in, near-duplicates and rows that fail the checks are withdrawn, and
-the record gets its figures."""
+"""The end of a build: unchanged shards are linked, near-duplicates and rows that fail the checks are removed, and the
+record gets its figures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from infra import logs
 from infra.errors import WorkError
 
 if TYPE_CHECKING:
-    from data_prep.builder.plan import Accepted
+    from data_prep.builder.plan import Selection
     from data_prep.config import CacheConfig
     from data_prep.encode.tasks import ShardTask
     from infra.artifacts.artifacts import Draft
@@ -43,8 +43,8 @@ INDEX_GROUP_ROWS = 1 << 17  # one group a shard would be slow to open
 log = logs.get_logger("data_prep")
 
 
-def finish(config: CacheConfig, draft: Draft, before: Path | None, tasks: list[ShardTask], accepted: Accepted) -> None:
-    """Makes the draft's folder whole, and fills `draft.counts` and `draft.metrics`.
+def finish(config: CacheConfig, draft: Draft, before: Path | None, tasks: list[ShardTask], selected: Selection) -> None:
+    """Completes the draft's folder, and fills `draft.counts` and `draft.metrics`.
 
     Raises:
         WorkError: too large a share of the source's rows is rejected.
@@ -52,18 +52,18 @@ def finish(config: CacheConfig, draft: Draft, before: Path | None, tasks: list[S
     from data_prep.checks.data_docs import write_index
 
     folder = draft.folder
-    _gather(folder, before, tasks)
-    _withdraw_near_duplicates(folder, config)
+    _link_shards(folder, before, tasks)
+    _remove_near_duplicates(folder, config)
     manifest = read_manifest(folder, (*CHECKED_COLUMNS, "latents_shape"))
     failed = check_manifest(manifest, config, folder / "data_docs")
     if failed:
-        _withdraw(folder, list(failed.values()))
+        _remove_clips(folder, list(failed.values()))
         manifest = read_manifest(folder, manifest.column_names)
     write_index(folder / "data_docs")
-    rejected = [*accepted.rejections, *(row for path in shard_paths(folder) for row in shard_rejections(path))]
+    rejected = [*selected.rejections, *(row for path in shard_paths(folder) for row in shard_rejections(path))]
     write_table(folder / "rejected.parquet", rejected_table(rejected))
     reasons = Counter(row.reason for row in rejected)
-    _judge(config, reasons, len(accepted.rejections) + len(accepted.videos), folder / "rejected.parquet")
+    _check_rejected_share(config, reasons, len(selected.rejections) + len(selected.videos), folder / "rejected.parquet")
     write_index_table(folder)
     found = write_changes(changes(before, folder) if before else [], folder / "changes.parquet")
     frames = [shape[0] for shape in manifest["latents_shape"].to_pylist()]
@@ -77,18 +77,18 @@ def finish(config: CacheConfig, draft: Draft, before: Path | None, tasks: list[S
     draft.metrics = {
         "hours": round(seconds / 3600, 6),
         "bytes": sum(path.stat().st_size for path in shard_paths(folder)),
-        "changes": found if before else {"new": len(accepted.videos)},
-        "kept_without_video": accepted.gone,
+        "changes": found if before else {"new": len(selected.videos)},
+        "kept_without_video": selected.gone,
         "data_docs": "data_docs/index.html",
         "rows_sha256": _rows_sha256(manifest, rejected),
     }
 
 
-def _gather(folder: Path, before: Path | None, tasks: list[ShardTask]) -> None:
-    """Every shard of the plan is in `folder` now, and nothing else is."""
+def _link_shards(folder: Path, before: Path | None, tasks: list[ShardTask]) -> None:
+    """Afterwards `folder` holds every shard of the plan and no other."""
     wanted = set()
     for task in tasks:
-        path = task.path if task.path.exists() or not task.path_again.exists() else task.path_again
+        path = task.path if task.path.exists() or not task.path_incomplete.exists() else task.path_incomplete
         if not path.exists():
             assert before is not None, f"{path.name} was not made"
             _link(before / path.name, path)
@@ -107,9 +107,9 @@ def _link(path: Path, to: Path) -> None:
         os.replace(temporary, to)
 
 
-def _withdraw_near_duplicates(folder: Path, config: CacheConfig) -> None:
-    """A clip that looks like an earlier one is left out, whatever became of the earlier one: so the answer depends on
-    the clips alone, not on which of them were there first."""
+def _remove_near_duplicates(folder: Path, config: CacheConfig) -> None:
+    """Leaves out a clip that looks like an earlier one, even if the earlier one is left out too: the result depends on
+    the clips alone, not on the order in which they were added."""
     from data_prep.filters.measures import near_duplicates
 
     bits = config.filters.near_duplicate_bits
@@ -134,11 +134,13 @@ def _withdraw_near_duplicates(folder: Path, config: CacheConfig) -> None:
         message = f"It looks like {original} (perceptual hashes within {bits} bits)."
         rejections.append(Rejection(clip, "", "filter", "near_duplicate", message))
         duplicates[clip] = Duplicate(phash_of[clip], video_of[original])
-    _withdraw(folder, rejections, duplicates)
+    _remove_clips(folder, rejections, duplicates)
 
 
-def _withdraw(folder: Path, rejections: Iterable[Rejection], duplicates: dict[str, Duplicate] | None = None) -> None:
-    """Rewrites the shards that hold these clips without them."""
+def _remove_clips(
+    folder: Path, rejections: Iterable[Rejection], duplicates: dict[str, Duplicate] | None = None
+) -> None:
+    """Rewrites the shards that hold these clips, without them."""
     by_clip = {row.clip_id: row for row in rejections}
     for path in shard_paths(folder):
         ids = pq.read_table(path, columns=["clip_id"])["clip_id"]
@@ -186,7 +188,7 @@ def _index_of(shard: int, path: Path) -> pa.Table:
 
 
 def _rows_sha256(manifest: pa.Table, rejected: list[Rejection]) -> str:
-    """What was read, not how it was written: the same videos and captions, anywhere, are the same input."""
+    """Hash of the rows' content: the same videos and captions at another path are the same input."""
     digest = hashlib.sha256()
     columns = (manifest[name].to_pylist() for name in ("clip_id", "caption", "content_sha256"))
     for clip in zip(*columns, strict=True):
@@ -196,16 +198,16 @@ def _rows_sha256(manifest: pa.Table, rejected: list[Rejection]) -> str:
     return digest.hexdigest()
 
 
-def _judge(config: CacheConfig, reasons: Counter[str], rows: int, table: Path) -> None:
+def _check_rejected_share(config: CacheConfig, reasons: Counter[str], rows: int, table: Path) -> None:
     count = reasons.total()
     text = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
     if count > config.rejected_share_max * rows:
         raise WorkError(
             f"{count} of {rows} rows are rejected ({text}).",
             f"The config allows {config.rejected_share_max:.0%}.",
-            f"Read the reasons in {table}, mend the source, or raise rejected_share_max.",
+            f"Read the reasons in {table}, correct the source, or raise rejected_share_max.",
         )
     if count:
         log.warning("%d of %d rows are rejected (%s); each with its reason in rejected.parquet.", count, rows, text)
     if count == rows:
-        log.warning("Nothing is cached: not one row of the source can be used.")
+        log.warning("The cache is empty: no row of the source can be used.")

@@ -1,4 +1,4 @@
-"""What there is to do: the source's rows, checked, joined with what is cached already, and dealt to shards."""
+"""The plan of a build: the source's rows, checked, compared with what is cached already, and assigned to shards."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from data_prep.config import CacheConfig
     from data_prep.sources.sources import SourceRow
 
-GONE = ("missing_file", "unreadable")  # the row is there, its video is not
+WITHOUT_VIDEO = ("missing_file", "unreadable")  # the row is there, its video is not
 
 log = logs.get_logger("data_prep")
 
 
 @dataclass(frozen=True)
-class Accepted:
+class Selection:
     """The videos of the next version of a cache."""
 
     videos: list[VideoTask]
@@ -37,7 +37,7 @@ class Accepted:
 
 
 def encoding_of(config: CacheConfig, vae_sha256: str, text_sha256: str | None) -> dict[str, Any]:
-    """All that changes the latents of a video but the video itself. Thresholds of filters do not."""
+    """Everything that changes the latents of a video, except the video itself. Thresholds of filters do not."""
     from data_prep.filters.filters import needs
 
     fields = config.identity()
@@ -59,17 +59,19 @@ def encoding_of(config: CacheConfig, vae_sha256: str, text_sha256: str | None) -
 
 
 def state_of(rows: list[SourceRow], config: CacheConfig, encoding: dict[str, Any], prune: bool) -> str:
-    """Hash of all that the next version depends on, files by their stamps: where it is the finished cache's, there is
-    nothing to do."""
-    told = [[row.clip_id, row.caption, row.source, row.duration, row.url, _told(row)] for row in rows]
-    return sha256_json([config.identity(), encoding, prune, told])
+    """Hash of everything the next version depends on, with each file's size and time of change. If it equals the
+    finished cache's, the cache is up to date."""
+    inputs = [[row.clip_id, row.caption, row.source, row.duration, row.url, _file_stamp(row)] for row in rows]
+    return sha256_json([config.identity(), encoding, prune, inputs])
 
 
-def _told(row: SourceRow) -> str:
+def _file_stamp(row: SourceRow) -> str:
     return row.file.stamp if row.file else row.problem.reason if row.problem else ""
 
 
-def accept(rows: list[SourceRow], config: CacheConfig, docs: Path, finished: Artifact | None, prune: bool) -> Accepted:
+def select_videos(
+    rows: list[SourceRow], config: CacheConfig, docs: Path, finished: Artifact | None, prune: bool
+) -> Selection:
     """Rows that have a video and pass the checks, and what is kept of the finished cache beside them.
 
     What a row says is judged before its file is: a row with an empty caption and no file has an empty caption. Unless
@@ -92,7 +94,7 @@ def accept(rows: list[SourceRow], config: CacheConfig, docs: Path, finished: Art
             )
         elif row.file is not None:
             videos.append(VideoTask(row.clip_id, row.caption, row.source, row.file.stamp, row.file))
-        elif row.problem is not None and row.problem.reason in GONE and row.clip_id in cached:
+        elif row.problem is not None and row.problem.reason in WITHOUT_VIDEO and row.clip_id in cached:
             kept[row.clip_id] = row.caption
         else:
             assert row.problem is not None, "a row has a file or a problem"
@@ -103,7 +105,7 @@ def accept(rows: list[SourceRow], config: CacheConfig, docs: Path, finished: Art
     videos += _kept_videos(kept, cached)
     if kept:
         log.info("%d videos are no longer in the source; their clips are kept (--prune drops them).", len(kept))
-    return Accepted(videos, rejections, len(kept))
+    return Selection(videos, rejections, len(kept))
 
 
 def _cached_videos(finished: Artifact) -> dict[str, Path]:
@@ -128,15 +130,15 @@ def _kept_videos(kept: dict[str, str | None], cached: dict[str, Path]) -> list[V
     return tasks
 
 
-def refuse_new_encoding_of_the_gone(accepted: Accepted, encoding: dict[str, Any], finished: Artifact | None) -> None:
-    """Raises UserError where clips would have to be encoded anew whose videos are gone."""
+def refuse_reencoding_without_videos(accepted: Selection, encoding: dict[str, Any], finished: Artifact | None) -> None:
+    """Raises UserError if clips have to be encoded again and their videos no longer exist."""
     if finished is None or not accepted.gone or finished.metrics["encoding"] == encoding:
         return
     raise UserError(
-        f"{accepted.gone} clips in {finished.folder} have no video any more, and the encoding has changed: "
+        f"{accepted.gone} clips in {finished.folder} no longer have a video, and the encoding has changed: "
         f"{changed_fields(finished.metrics['encoding'], encoding)}.",
-        "They cannot be encoded anew, and a cache holds latents of one encoding only.",
-        "Pass --prune to drop them, bring the videos back, or build into another --out.",
+        "They cannot be encoded again, and a cache holds latents of one encoding only.",
+        "Pass --prune to drop them, restore the videos, or build into another --out.",
     )
 
 
@@ -150,17 +152,17 @@ def changed_fields(then: dict[str, Any], now: dict[str, Any]) -> str:
 def plan(
     config: CacheConfig, videos: list[VideoTask], encoding: dict[str, Any], draft: Path, finished: Path | None
 ) -> list[ShardTask]:
-    """The shards of the next version, in order. A shard's name holds the hash of what it is made from, so that a file
-    of this name, in the draft or in the finished cache, is this shard. Those that are missing know where clips of
-    theirs may lie already."""
+    """The shards of the next version, in order. A shard's name contains the hash of its inputs, so a file of this name,
+    in the draft or in the finished cache, is this shard. A missing shard lists the older shards that may hold some of
+    its clips."""
     thresholds = config.filters.model_dump(mode="json")
     before = [path for folder in (draft, finished) if folder for path in shard_paths(folder)]
     names = {path.name for path in before}
     by_prefix = _by_prefix(before)
     tasks = []
     for bits, leaf in deal([(video.video_id, video) for video in videos], config.shard_videos):
-        told = [[video.video_id, video.caption, video.source, video.stamp] for video in leaf]
-        name = shard_name(bits, sha256_json([encoding, thresholds, told]))
+        inputs = [[video.video_id, video.caption, video.source, video.stamp] for video in leaf]
+        name = shard_name(bits, sha256_json([encoding, thresholds, inputs]))
         old = [] if name in names else _overlapping(bits, before, by_prefix)
         tasks.append(ShardTask(draft / name, leaf, encoding, old))
     return tasks
@@ -183,11 +185,15 @@ def _overlapping(bits: str, shards: list[Path], by_prefix: dict[str, list[Path]]
     return [path for path in near if overlap(path.name, bits)]
 
 
-def to_do(config: CacheConfig, tasks: list[ShardTask], draft: Path, finished: Path | None) -> list[ShardTask]:
-    """The shards that are neither in the draft nor in the finished cache, or hold a near-duplicate whose original is
-    gone or has changed; the largest first, so that the workers end together."""
+def missing_shards(config: CacheConfig, tasks: list[ShardTask], draft: Path, finished: Path | None) -> list[ShardTask]:
+    """The shards that have to be made: neither in the draft nor in the finished cache, or with a near-duplicate whose
+    original was removed or has changed. Largest first, so that the workers finish together."""
     there = {path.name: path for folder in (finished, draft) if folder for path in shard_paths(folder)}
-    again = _doubtful(tasks, list(there.values())) if config.filters.near_duplicate_bits is not None else set()
+    again = (
+        _with_changed_originals(tasks, list(there.values()))
+        if config.filters.near_duplicate_bits is not None
+        else set()
+    )
     for path in again:
         if path.parent == draft:
             path.unlink()
@@ -195,7 +201,7 @@ def to_do(config: CacheConfig, tasks: list[ShardTask], draft: Path, finished: Pa
     return sorted(missing, key=lambda task: -len(task.videos))
 
 
-def _doubtful(tasks: list[ShardTask], shards: list[Path]) -> set[Path]:
+def _with_changed_originals(tasks: list[ShardTask], shards: list[Path]) -> set[Path]:
     stamps = {video.video_id: video.stamp for task in tasks for video in task.videos}
     states = {path: read_state(path).videos for path in shards}
     changed = {

@@ -33,7 +33,7 @@ Posterior = Literal["mean", "sample"]
 
 
 class LatentCache:
-    """A finished latent cache, opened by its index: some bytes a clip are in memory, all else stays in the shards.
+    """A finished latent cache, opened by its index: a few bytes a clip are in memory, the rest stays in the shards.
 
     Some clips are held out, the same ones for every training (`data_prep.cache.clip_index.ClipIndex`). The clips of
     an only video are both held out and drawn.
@@ -214,7 +214,7 @@ class LatentCache:
             raise UserError(
                 f"The latent cache {folder} holds no clip.",
                 "Every video was rejected.",
-                f"Read the reasons in {folder / 'rejected.parquet'}, and build a cache of other videos.",
+                f"Read the reasons in {folder / 'rejected.parquet'}, and build a cache from other videos.",
             )
         raise UserError(
             f"The longest of {len(lengths)} clips in {folder} has {lengths.max()} frames; {frames} are asked for.",
@@ -227,9 +227,9 @@ def _reopened(folder: Path, fingerprint: str) -> LatentCache:
     cache = LatentCache(folder)
     if cache.artifact.fingerprint != fingerprint:
         raise WorkError(
-            f"The latent cache {folder} is another one than when it was opened.",
-            "It was built again meanwhile.",
-            "Start the training again: it reads the cache as it is now.",
+            f"The latent cache {folder} has changed since it was opened.",
+            "It was built again in the meantime.",
+            "Start the training again; it will read the new cache.",
         )
     return cache
 
@@ -244,7 +244,7 @@ def _check_numbers(batch_size: int, frames: int, start_step: int, rank: int, ran
         ("prefetch", prefetch, 0),
     ):
         if value < least:
-            raise UserError(f"{name} is {value}.", f"The least is {least}.", f"Give another {name}.")
+            raise UserError(f"{name} is {value}.", f"It must be at least {least}.", f"Give another {name}.")
     if rank >= ranks or batch_size % ranks:
         raise UserError(
             f"Rank {rank} of {ranks} asks for its part of batches of {batch_size} clips.",

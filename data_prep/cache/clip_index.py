@@ -1,4 +1,4 @@
-"""Where each clip of a cache is, and how long: `index.parquet`, some bytes a clip in memory."""
+"""The index of a cache, `index.parquet`: where each clip is and how long it is, in a few bytes a clip."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def read_index(folder: Path, clips: int) -> ClipIndex:
     raise UserError(
         found,
         "The index says where each clip is; it is written with the cache.",
-        "Build the cache again with the same command: shards that are whole are used as they are.",
+        "Build the cache again with the same command: complete shards are reused.",
     )
 
 

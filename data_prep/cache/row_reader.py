@@ -1,4 +1,4 @@
-"""Single rows of a cache's shards, whatever their number: the shards read last are open, the others are not."""
+"""Reads single rows of a cache's shards. Only the shards read last are open, so a cache may have any number of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RowReader:
         return WorkError(
             f"The shard {self._shards[shard]} of the latent cache {self._folder} {what}.",
             "The file is damaged, or the cache was changed while it was being read.",
-            f"Start again; if it happens again, look for the damage with `animateflow cache verify {self._folder}`.",
+            f"Start again; if it happens again, find the damage with `animateflow cache verify {self._folder}`.",
         )
 
     def _changed(self, found: str) -> WorkError:

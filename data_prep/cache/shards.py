@@ -1,6 +1,6 @@
-"""Shards: Parquet files that are written whole or not at all, each with what it was made from in its metadata.
+"""Shards: Parquet files that are written atomically, each with its inputs in its metadata.
 
-Videos are dealt by the hash of their id to the leaves of a binary tree, and a leaf is a shard: a video that is added,
+The hash of a video's id assigns it to a leaf of a binary tree, and a leaf is a shard: a video that is added,
 changed or removed touches one shard, whatever was built before. One file is one commit: after a kill a shard is done,
 with every reason for what it lacks, or not there.
 """

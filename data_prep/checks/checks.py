@@ -1,4 +1,4 @@
-"""What a source table and a finished manifest must be, said in great_expectations; rows that are not become rejections.
+"""The great_expectations suites for a source table and a finished manifest; rows that fail become rejections.
 
 great_expectations lets a null, a NaN and an empty table pass range checks, so each column has a not-null expectation
 and numbers have both ends.
@@ -35,7 +35,7 @@ CHECKED_COLUMNS = (
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation, and what a row that fails it is told."""
+    """One expectation, and the reason and message of a row that fails it."""
 
     expectation: Any
     reason: str

@@ -37,28 +37,30 @@ log = logs.get_logger("data_prep")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A file to fetch, and where it shall be when whole."""
+class Request:
+    """A file to fetch, and its path when complete."""
 
     url: str
     path: Path
 
 
 @dataclass(frozen=True)
-class Undone:
-    """Why a file is not there: a code and a sentence."""
+class FailedDownload:
+    """Why a file was not fetched: a code and a sentence."""
 
     reason: str
     message: str
 
 
-def download(wanted: list[Wanted], config: DownloadConfig, network: Network | None = None) -> dict[Path, Undone | None]:
+def download(
+    wanted: list[Request], config: DownloadConfig, network: Network | None = None
+) -> dict[Path, FailedDownload | None]:
     """Fetches what is missing; None says that the file is there, whole. Of several with one path the first counts.
 
     `network` is how other machines are reached; by default the public internet, or all that `allow_private` adds.
 
     Raises:
-        WorkError: the disk is full or read-only. What was fetched stays, and the same call goes on from there.
+        WorkError: the disk is full or read-only. What was fetched stays, and the same call resumes.
     """
     from anyio.from_thread import start_blocking_portal
 
@@ -68,38 +70,38 @@ def download(wanted: list[Wanted], config: DownloadConfig, network: Network | No
     urls: dict[Path, str] = {}
     for item in wanted:
         urls.setdefault(item.path, item.url)
-    missing = [Wanted(url, path) for path, url in urls.items() if not path.is_file()]
+    missing = [Request(url, path) for path, url in urls.items() if not path.is_file()]
     everywhere = Network(allowed=lambda address: True)
     work = _Work(config, network or (everywhere if config.allow_private else Network()))
     if missing:
         with start_blocking_portal() as portal:  # a loop in a thread: the caller may be in a loop, as in a notebook
             portal.call(work.run, missing)
-    reasons = Counter(undone.reason for undone in work.undone.values())
+    reasons = Counter(failed.reason for failed in work.failed.values())
     log.info(
-        f"Videos from the web: {len(missing) - len(work.undone)} fetched, {work.bytes / 1e6:.1f} MB in "
-        f"{time.monotonic() - started:.1f} s; {len(urls) - len(missing)} were there; {len(work.undone)} not fetched"
+        f"Videos from the web: {len(missing) - len(work.failed)} fetched, {work.bytes / 1e6:.1f} MB in "
+        f"{time.monotonic() - started:.1f} s; {len(urls) - len(missing)} were there; {len(work.failed)} not fetched"
         + "".join(f", {count} {reason}" for reason, count in sorted(reasons.items()))
     )
-    return {path: work.undone.get(path) for path in urls}
+    return {path: work.failed.get(path) for path in urls}
 
 
 class _Work:
-    """One call's work: `undone` says which files failed, `bytes` how many bytes came."""
+    """One call's work: `failed` says which files failed, `bytes` how many bytes came."""
 
     def __init__(self, config: DownloadConfig, network: Network) -> None:
         self.config, self.network = config, network
-        self.undone: dict[Path, Undone] = {}
+        self.failed: dict[Path, FailedDownload] = {}
         self.bytes = 0
 
-    async def run(self, missing: list[Wanted]) -> None:
+    async def run(self, missing: list[Request]) -> None:
         from data_prep.download.addresses import transport
 
         left = iter(missing)  # shared: each worker takes the next
 
         async def worker() -> None:
             for item in left:
-                if undone := await self.fetch(web, item):
-                    self.undone[item.path] = undone
+                if failed := await self.fetch(web, item):
+                    self.failed[item.path] = failed
                 bar.update()
 
         with logs.progress(len(missing), "Downloading", "video") as bar:
@@ -111,7 +113,7 @@ class _Work:
                 except BaseExceptionGroup as errors:
                     raise errors.exceptions[0] from None
 
-    async def fetch(self, web: httpx.AsyncHTTPTransport, item: Wanted) -> Undone | None:
+    async def fetch(self, web: httpx.AsyncHTTPTransport, item: Request) -> FailedDownload | None:
         """One file, in as many attempts as it needs and may have."""
         for left in reversed(range(self.config.attempts)):
             try:
@@ -120,17 +122,19 @@ class _Work:
             except Failure as failure:
                 if not (failure.again and left):
                     tried = f" Given up after {self.config.attempts} attempts." if failure.again else ""
-                    return Undone(failure.reason, failure.message + tried)
+                    return FailedDownload(failure.reason, failure.message + tried)
                 wait = _pause(self.config.attempts - left, failure.wait, self.config)
             except OSError as error:
                 found = f"{item.path} cannot be written: {error.strerror}."
                 if error.errno in DISK:
-                    raise WorkError(found, "What was fetched stays.", "Make room, then run the same again.") from None
-                return Undone("download_failed", found)
+                    raise WorkError(
+                        found, "What was fetched stays.", "Free some space, then run the same command again."
+                    ) from None
+                return FailedDownload("download_failed", found)
             await asyncio.sleep(wait)
         return None
 
-    async def attempt(self, web: httpx.AsyncHTTPTransport, item: Wanted) -> None:
+    async def attempt(self, web: httpx.AsyncHTTPTransport, item: Request) -> None:
         """Asks for the file, or for what is missing of it. Failure: it is not whole; OSError: it cannot be written."""
         from anyio import to_thread
 
@@ -177,7 +181,7 @@ class _Work:
 class _Part:
     """The beginning of a file on disk, held by one process at a time."""
 
-    def __init__(self, item: Wanted, name: str) -> None:
+    def __init__(self, item: Request, name: str) -> None:
         self.item, self.name, self.declared = item, name, ""
         self.path = item.path.with_name(f".{item.path.name}.part")
         self.note_path = item.path.with_name(f".{item.path.name}.part.json")

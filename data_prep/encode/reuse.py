@@ -1,4 +1,4 @@
-"""Clips that an older shard holds and that need not be made again."""
+"""Reuses the clips of older shards."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of a video before."""
+class OldClips:
+    """The clips and rejections that an older shard holds of a video."""
 
     content_sha256: str
     rows: list[dict[str, Any]]
     rejections: list[Rejection]
 
 
-class Known:
-    """What older shards of the same encoding hold."""
+class OldShards:
+    """The clips and rejections in older shards of the same encoding."""
 
     def __init__(self, shards: list[Path], encoding: dict[str, Any], filters: Filters) -> None:
         self._states: dict[Path, ShardState] = {}
@@ -40,13 +40,13 @@ class Known:
         self._thresholds = filters.model_dump(mode="json")
         self._rows: dict[Path, dict[str, list[dict[str, Any]]]] = {}
 
-    def of(self, video: VideoTask) -> Found | None:
-        """The video's clips and rejections, None where it has to be made.
+    def of(self, video: VideoTask) -> OldClips | None:
+        """The video's clips and rejections; None if it has to be encoded.
 
-        It is the same video where its file's stamp is, or else the hash of its bytes.
+        A video counts as unchanged if the stamp of its file is, or else the hash of its bytes.
 
         Raises:
-            WorkError: the video is gone and so are its clips.
+            WorkError: neither the video nor its clips exist any more.
         """
         for path, state in self._states.items():
             before = state.videos.get(video.video_id)
@@ -59,12 +59,12 @@ class Known:
             if before.stamp == video.stamp or (
                 before.content_sha256 and before.content_sha256 == _content_sha256(video)
             ):
-                return Found(before.content_sha256, self._rows_of(path, video.video_id), before.rejections)
+                return OldClips(before.content_sha256, self._rows_of(path, video.video_id), before.rejections)
         if video.file is None:
             raise WorkError(
-                f"The clips of {video.video_id} were in the cache, and its video is gone.",
-                "They were to be taken over, and the shard that held them is not there any more.",
-                "Bring the video back, or pass --prune.",
+                f"The clips of {video.video_id} were in the cache, and its video no longer exists.",
+                "They were to be reused, and the shard that held them no longer exists.",
+                "Restore the video, or pass --prune.",
             )
         return None
 

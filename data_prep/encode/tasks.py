@@ -1,4 +1,4 @@
-"""What a shard is made from: its videos, and the file that they become."""
+"""The tasks of a build: a shard with its videos."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.sources.files import VideoFile
 
-AGAIN = "-again"  # ends the name of a shard that lacks videos which could not be read this time
+INCOMPLETE = "-again"  # ends the name of a shard that lacks videos which could not be read this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,12 @@ class VideoTask:
     source: str
     stamp: str
     file: VideoFile | None
-    """None where the video is gone, and its clips are taken over from an older shard."""
+    """None if the video no longer exists and its clips are reused from an older shard."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The videos of one shard, and the file that they become."""
+    """The videos of one shard, and its file."""
 
     path: Path
     videos: list[VideoTask]
@@ -34,6 +34,6 @@ class ShardTask:
     """Older shards that may hold clips of these videos."""
 
     @property
-    def path_again(self) -> Path:
-        """Its name where a video could not be read: the next run will not take it for done."""
-        return self.path.with_name(f"{self.path.stem}{AGAIN}.parquet")
+    def path_incomplete(self) -> Path:
+        """Its name if a video could not be read: the next run makes it again."""
+        return self.path.with_name(f"{self.path.stem}{INCOMPLETE}.parquet")

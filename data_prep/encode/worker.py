@@ -1,7 +1,7 @@
-"""The actor that makes shards: decode in child processes, encode here, commit. Only a summary leaves it.
+"""The Ray actor that makes shards: it decodes in child processes, encodes, and commits. Only a summary leaves it.
 
 The children decode the next videos while the VAE encodes these, and no decoded pixels pass through Ray's object store.
-Clips that an older shard holds are taken over from it.
+Clips that an older shard holds are reused.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 
 from data_prep.cache.rows import Rejection
 from data_prep.cache.shards import ShardState, VideoState, write_shard
+from data_prep.encode.clip_rows import add_embeddings, cache_row, clip_name
 from data_prep.encode.encode import CaptionEncoder, Encoder, Latents, UInt8, batch_of, dtype_of, load_vae, vae_figures
-from data_prep.encode.making import add_embeddings, cache_row, clip_name
-from data_prep.encode.reuse import Known
+from data_prep.encode.reuse import OldShards
 from data_prep.encode.tasks import ShardTask, VideoTask
 from data_prep.filters.filters import judge_measures
 from data_prep.filters.measures import CaptionMatch
-from data_prep.video.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
+from data_prep.video.child_process import Child, ChildDiedError, ChildRaisedError, ChildTimeoutError
 from data_prep.video.decode import DecodedClip, Refused, prepare, request_for
-from data_prep.video.reading import VideoAnswer, VideoRequest, read_video
+from data_prep.video.read_video import VideoAnswer, VideoRequest, read_video
 from infra.errors import AnimateflowError
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class WorkerSettings:
 
 
 @dataclass
-class _Making:
-    """A shard on its way."""
+class _ShardInProgress:
+    """A shard that is being made."""
 
     task: ShardTask
     filters: dict[str, Any]
@@ -151,13 +151,13 @@ class ShardWorker:
     def _shard(self, task: ShardTask) -> dict[str, Any]:
         self._warm()
         began, worked = time.time(), sum(child.worked for child in self._children)
-        making = _Making(task, self._settings.config.filters.model_dump(mode="json"))
-        missing = self._take_over(making)
+        making = _ShardInProgress(task, self._settings.config.filters.model_dump(mode="json"))
+        missing = self._reuse_clips(making)
         with tempfile.TemporaryDirectory(prefix="animateflow-") as scratch:
             self._make(making, missing, Path(scratch))
         add_embeddings(making.rows, self._captions)
         unread = any(row.reason == "unreadable" for rows in making.rejections.values() for row in rows)
-        write_shard(task.path_again if unread else task.path, making.rows, making.state)
+        write_shard(task.path_incomplete if unread else task.path, making.rows, making.state)
         return {
             "shard": task.path.name,
             "videos": len(task.videos),
@@ -179,9 +179,9 @@ class ShardWorker:
         for child in self._children:
             child.await_start()
 
-    def _take_over(self, making: _Making) -> list[VideoTask]:
-        """Takes what older shards hold; returns the videos that are to be made."""
-        known = Known(making.task.old, making.task.encoding, self._settings.config.filters)
+    def _reuse_clips(self, making: _ShardInProgress) -> list[VideoTask]:
+        """Reuses what older shards hold; returns the videos that have to be encoded."""
+        known = OldShards(making.task.old, making.task.encoding, self._settings.config.filters)
         missing = []
         for video in making.task.videos:
             found = known.of(video)
@@ -190,13 +190,13 @@ class ShardWorker:
                 continue
             making.hashes[video.video_id] = found.content_sha256
             for row in found.rows:
-                self._judge_again(making, video, row)
+                self._apply_thresholds(making, video, row)
             for rejection in found.rejections:
                 making.rejections.setdefault(video.video_id, []).append(replace(rejection, source=video.source))
         return missing
 
-    def _judge_again(self, making: _Making, video: VideoTask, row: dict[str, Any]) -> None:
-        """Thresholds of filters may have changed since a row was written: they are applied to what was measured."""
+    def _apply_thresholds(self, making: _ShardInProgress, video: VideoTask, row: dict[str, Any]) -> None:
+        """Applies the filters' thresholds to old measurements: they may have changed since the row was written."""
         verdict = judge_measures(self._settings.config.filters, row)
         if verdict is None:
             making.rows.append({**row, "caption": video.caption, "source": video.source})
@@ -205,7 +205,7 @@ class ShardWorker:
                 Rejection(row["clip_id"], video.source, "filter", verdict.reason, verdict.message, verdict.value)
             )
 
-    def _make(self, making: _Making, videos: list[VideoTask], scratch: Path) -> None:
+    def _make(self, making: _ShardInProgress, videos: list[VideoTask], scratch: Path) -> None:
         for (video, clip), latents in self._encoder.stream(self._decoded(making, videos, scratch)):
             bad = int((~np.isfinite(latents.mean)).sum())
             if bad:
@@ -216,12 +216,12 @@ class ShardWorker:
             making.encoded += 1
             making.frames += len(latents.mean)
 
-    def _row(self, making: _Making, video: VideoTask, clip: DecodedClip, latents: Latents) -> dict[str, Any]:
+    def _row(self, making: _ShardInProgress, video: VideoTask, clip: DecodedClip, latents: Latents) -> dict[str, Any]:
         name = clip_name(video.video_id, clip.shot)
         return cache_row(name, video, making.hashes[video.video_id], clip, latents, self._settings.config.shot_type)
 
     def _decoded(
-        self, making: _Making, videos: list[VideoTask], scratch: Path
+        self, making: _ShardInProgress, videos: list[VideoTask], scratch: Path
     ) -> Iterator[tuple[tuple[VideoTask, DecodedClip], UInt8]]:
         """The clips of the videos in their order, each child one video ahead."""
         children = self._children
@@ -240,14 +240,14 @@ class ShardWorker:
                     yield (video, result), result.frames_FHWC
 
     def _request(self, video: VideoTask, scratch: Path) -> VideoRequest:
-        assert video.file is not None, "a video that is gone is taken over or refused before"
+        assert video.file is not None, "a video that no longer exists was reused or refused before"
         return VideoRequest(video.file, request_for(self._settings.config, video.video_id, Path()), scratch)
 
     def _finish(self, child: Child[VideoRequest, VideoAnswer]) -> VideoAnswer:
         limit = self._settings.config.decode_seconds_max
         try:
             return child.finish(limit)
-        except ChildLateError as error:
+        except ChildTimeoutError as error:
             refused = Refused("decode_timeout", f"Decoding was not done within {limit:g} s and was ended ({error}).")
         except ChildDiedError as error:
             refused = Refused("decoder_crashed", f"The decoder crashed on this file (exit code {error.exit_code}).")
@@ -255,7 +255,7 @@ class ShardWorker:
             refused = Refused("decode_failed", f"The decoder failed on this file: {error}.")
         return VideoAnswer("", [refused])
 
-    def _matches(self, making: _Making, video: VideoTask, clip: DecodedClip) -> bool:
+    def _matches(self, making: _ShardInProgress, video: VideoTask, clip: DecodedClip) -> bool:
         """Measures how well the caption fits, where that is asked for; False where it does not."""
         if self._caption_match is None:
             return True

@@ -19,9 +19,9 @@ from data_prep.cache.shards import read_manifest
 from data_prep.filters.filters import Filters
 from data_prep.look.pictures import animation, histogram, psnr, strip
 from data_prep.sources.sources import find_video
-from data_prep.video.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
+from data_prep.video.child_process import Child, ChildDiedError, ChildRaisedError, ChildTimeoutError
 from data_prep.video.decode import DecodedClip, prepare, request_for
-from data_prep.video.reading import VideoAnswer, VideoRequest, read_video
+from data_prep.video.read_video import VideoAnswer, VideoRequest, read_video
 from infra.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _source_frames(root: str, clip: CachedClip, config: CacheConfig, reader: Rea
         reader.start(VideoRequest(file, request_for(plain, clip.video_id, Path()), Path(scratch)))
         try:
             answer = reader.finish(SOURCE_SECONDS_MAX)
-        except (ChildDiedError, ChildLateError, ChildRaisedError):
+        except (ChildDiedError, ChildTimeoutError, ChildRaisedError):
             return None  # it could be read when the cache was built: this machine differs
     if answer.content_sha256 != clip.content_sha256:
         return None

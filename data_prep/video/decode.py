@@ -1,7 +1,7 @@
 """One video to its clips: sampled frames, cropped to the training size. F frames, H W pixels, uint8 0..255.
 
-`decode_video` runs in a child process (see `data_prep.video.child`): decoders can crash and, rarely, hang on damaged
-files.
+`decode_video` runs in a child process (`data_prep.video.child_process`): decoders can crash and, rarely, hang on
+damaged files.
 """
 
 from __future__ import annotations

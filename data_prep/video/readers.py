@@ -68,7 +68,7 @@ class DecordReader:
             # a reader: more deliver the same frames with more memory.
             reader = decord.VideoReader(str(self._path), num_threads=1, fault_tol=1)
         except (decord.DECORDError, RuntimeError) as error:
-            raise NotReadableError(_last_words(error)) from None
+            raise NotReadableError(_decord_message(error)) from None
         if len(reader) != len(self._found.times):  # an edit list or hidden frames; frames would be repeated
             raise NotReadableError(f"decord counts {len(reader)} frames, the container {len(self._found.times)}")
         step = _chunk_frames(self._found)
@@ -77,9 +77,9 @@ class DecordReader:
                 yield reader.get_batch(indices[first : first + step].tolist()).asnumpy()
             except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
                 if "size must exactly match" in str(error):  # lines padded for AVX-512 look like four colours
-                    raise NotReadableError(_last_words(error)) from None
+                    raise NotReadableError(_decord_message(error)) from None
                 raise UnusableError(
-                    "damaged", f"The file opens and its frames cannot all be decoded: {_last_words(error)}"
+                    "damaged", f"The file opens and its frames cannot all be decoded: {_decord_message(error)}"
                 ) from None
 
 
@@ -150,7 +150,7 @@ def _upright(frame: Any, reformatter: Any) -> UInt8:
     return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90 % 4)) if frame.rotation else pixels
 
 
-def _last_words(error: Exception) -> str:
+def _decord_message(error: Exception) -> str:
     """decord's message without the clock time, source line and path that make two runs differ."""
     text = str(error).split("\n")[0]
     text = re.sub(r"^\[[\d:]+\] \S+:\d+: (\[.*?\] )?", "", text)

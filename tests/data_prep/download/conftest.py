@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.download.addresses import Network
 from data_prep.download.config import DownloadConfig
-from data_prep.download.download import Undone, Wanted, download
+from data_prep.download.download import FailedDownload, Request, download
 from infra.video import write_mp4
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.lying_server import Answer, LyingServer
@@ -31,13 +31,13 @@ class Web:
         self.server, self.folder, self.video, self.other = server, folder, video, other
         self.target, self.url = folder / "v.mp4", f"{server.url}/v.mp4"
 
-    def fetch(self, *answers: Answer, config: DownloadConfig = QUICK) -> Undone | None:
+    def fetch(self, *answers: Answer, config: DownloadConfig = QUICK) -> FailedDownload | None:
         """Fetches /v.mp4, whose requests get these answers."""
         self.server.answers["/v.mp4"] = list(answers)
         return self.get(self.url, config)
 
-    def get(self, url: str, config: DownloadConfig = QUICK, network: Network | None = None) -> Undone | None:
-        result = download([Wanted(url, self.target)], config, network)
+    def get(self, url: str, config: DownloadConfig = QUICK, network: Network | None = None) -> FailedDownload | None:
+        result = download([Request(url, self.target)], config, network)
         assert list(result) == [self.target]
         assert self.target.exists() == (result[self.target] is None)
         return result[self.target]
@@ -50,7 +50,7 @@ class Web:
         return self.files() == {"v.mp4": data}
 
 
-def told(undone: Undone | None) -> tuple[str, str]:
+def told(undone: FailedDownload | None) -> tuple[str, str]:
     assert undone is not None
     return undone.reason, undone.message
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from data_prep.download.addresses import Network, retry_after
-from data_prep.download.download import Wanted, download
+from data_prep.download.download import Request, download
 from infra.errors import WorkError
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.conftest import CUT, ONCE, QUICK, Web, told
@@ -122,7 +122,7 @@ def test_no_such_host_stays_and_no_name_server_may_pass(web: Web, error: int, at
 def test_a_full_disk_stops_everything(web: Web):
     web.server.answers = {"/a": [honest(web.video)], "/b": [lie.stalling(web.video, CUT)]}
     (web.folder / ".a.mp4.part").symlink_to("/dev/full")
-    wanted = [Wanted(f"{web.server.url}/{name}", web.folder / f"{name}.mp4") for name in "ab"]
+    wanted = [Request(f"{web.server.url}/{name}", web.folder / f"{name}.mp4") for name in "ab"]
     with pytest.raises(WorkError, match=r"a\.mp4 cannot be written: No space left on device"):
         download(wanted, QUICK.replace(read_seconds=60))
 
@@ -132,7 +132,7 @@ def test_a_place_that_cannot_be_written_costs_that_file_only(web: Web):
     (web.folder / "file").write_text("no folder")
     (web.folder / "folder.mp4").mkdir()
     bad = [web.folder / "file" / "v.mp4", web.folder / ("n" * 250 + ".mp4"), web.folder / "folder.mp4"]
-    result = download([Wanted(web.url, path) for path in [*bad, web.target]], QUICK)
+    result = download([Request(web.url, path) for path in [*bad, web.target]], QUICK)
     assert result[web.target] is None
     for path in bad:
         assert told(result[path])[0] == "download_failed"

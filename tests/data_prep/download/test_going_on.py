@@ -124,9 +124,9 @@ SCRIPT = """
 import signal
 import sys
 from pathlib import Path
-from data_prep.download.download import DownloadConfig, Wanted, download
+from data_prep.download.download import DownloadConfig, Request, download
 signal.signal(signal.SIGINT, signal.default_int_handler)
-download([Wanted(sys.argv[1], Path(sys.argv[2]))], DownloadConfig(allow_private=True, read_seconds=60))
+download([Request(sys.argv[1], Path(sys.argv[2]))], DownloadConfig(allow_private=True, read_seconds=60))
 """
 
 

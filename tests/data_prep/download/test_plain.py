@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.download.addresses import check_video
 from data_prep.download.config import DownloadConfig, Failure
-from data_prep.download.download import Undone, Wanted, download
+from data_prep.download.download import FailedDownload, Request, download
 from tests.data_prep.conftest import Write, noise_frames
 from tests.data_prep.download import lying_server as lie
 from tests.data_prep.download.conftest import CUT, QUICK, Answers, Web, rest_of, told
@@ -32,14 +32,14 @@ def test_a_file_that_is_there_is_not_asked_for(web: Web):
 
 def test_two_rows_with_one_path_are_fetched_once(web: Web):
     web.server.answers = {"/a": [honest(web.video)], "/b": [honest(web.other)]}
-    assert download([Wanted(f"{web.server.url}/{name}", web.target) for name in "aab"], QUICK) == {web.target: None}
+    assert download([Request(f"{web.server.url}/{name}", web.target) for name in "aab"], QUICK) == {web.target: None}
     assert [asked.path for asked in web.server.asked] == ["/a"]
     assert web.has(web.video)
 
 
 def test_files_at_a_time_are_bounded(web: Web):
     web.server.answers = {f"/{number}": [lie.slow(web.video, 0.1)] for number in range(12)}
-    wanted = [Wanted(web.server.url + path, web.folder / "page" / f"{path[1:]}.mp4") for path in web.server.answers]
+    wanted = [Request(web.server.url + path, web.folder / "page" / f"{path[1:]}.mp4") for path in web.server.answers]
     result = download(wanted, QUICK.replace(concurrency=3))
     assert list(result.items()) == [(item.path, None) for item in wanted]
     assert web.server.most_at_once == 3
@@ -52,7 +52,7 @@ def test_one_line_and_a_bar_say_how_it_went(
     (web.folder / "c.mp4").write_bytes(web.video)
     names = ["a", "page", "missing", "c"]
     with caplog.at_level(logging.INFO, "animateflow"):
-        result = download([Wanted(f"{web.server.url}/{name}", web.folder / f"{name}.mp4") for name in names], QUICK)
+        result = download([Request(f"{web.server.url}/{name}", web.folder / f"{name}.mp4") for name in names], QUICK)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "animateflow.data_prep"]
     assert line.startswith(f"Videos from the web: 1 fetched, {(len(web.video) + len(HTML)) / 1e6:.1f} MB in ")
     assert line.endswith("; 1 were there; 2 not fetched, 1 download_http_status, 1 download_not_video")
@@ -62,7 +62,7 @@ def test_one_line_and_a_bar_say_how_it_went(
 
 
 def test_inside_a_running_loop_as_in_a_notebook(web: Web):
-    async def cell() -> Undone | None:
+    async def cell() -> FailedDownload | None:
         return web.fetch(honest(web.video))
 
     assert asyncio.run(cell()) is None

@@ -22,7 +22,7 @@ from data_prep.encode.tasks import ShardTask, VideoTask
 from data_prep.encode.worker import ShardWorker, WorkerSettings
 from data_prep.filters.filters import Filters
 from data_prep.sources.files import VideoFile, local_stamp
-from data_prep.video.child import Child
+from data_prep.video.child_process import Child
 from data_prep.video.decode import prepare
 from infra.errors import UserError
 from infra.pocket.build import WEIGHTS
@@ -110,8 +110,8 @@ def test_a_file_that_is_not_there_is_tried_again_by_the_next_run(three: list[str
     finally:
         worker.close()
     assert not task.path.exists()
-    assert reasons(task.path_again) == {"gone": "unreadable"}
-    assert list(rows_of(task.path_again)) == ["a"]
+    assert reasons(task.path_incomplete) == {"gone": "unreadable"}
+    assert list(rows_of(task.path_incomplete)) == ["a"]
 
 
 def test_batches_run_across_clips_and_bits_do_not_depend_on_neighbours(vae: Path):

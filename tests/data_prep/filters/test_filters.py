@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from components.clip.config import ClipModel
 from data_prep.config import CacheConfig
-from data_prep.encode.making import MEASURED
+from data_prep.encode.clip_rows import MEASURED
 from data_prep.filters.filters import Filters, Verdict, judge_measures, judge_row, judge_source, needs
 from infra.config import apply_overrides
 from infra.errors import UserError

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from data_prep.video.reading import VideoAnswer, VideoRequest, read_video
+from data_prep.video.read_video import VideoAnswer, VideoRequest, read_video
 
 
 def answer(request: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.filters.filters import Filters
-from data_prep.video.child import Child, ChildDiedError, ChildLateError
+from data_prep.video.child_process import Child, ChildDiedError, ChildTimeoutError
 from data_prep.video.decode import DecodedClip, DecodeRequest, Refused, decode_video, prepare
 from infra.pocket.clips import Scene, render
 from tests.data_prep.conftest import Write
@@ -100,7 +100,7 @@ def outcome(child: Child[DecodeRequest, list[DecodedClip | Refused]], path: Path
         (answer,) = child.finish(SECONDS_MAX)
     except ChildDiedError:
         return Outcome("decoder_crashed")
-    except ChildLateError:
+    except ChildTimeoutError:
         return Outcome("decode_timeout")
     if isinstance(answer, Refused):
         assert answer.reason

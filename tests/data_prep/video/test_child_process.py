@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from data_prep.video.child import Child, ChildDiedError, ChildLateError, ChildRaisedError
+from data_prep.video.child_process import Child, ChildDiedError, ChildRaisedError, ChildTimeoutError
 from tests.data_prep.video.child_functions import answer, refuse_to_start, start_slowly
 
 SECONDS = 60.0  # a busy machine starts a process slowly
@@ -43,7 +43,7 @@ def test_a_crash_is_told_apart_and_the_next_call_is_served(child: Child[str, str
 @pytest.mark.parametrize(("request_", "seconds"), [("hang", 0.1), ("spin", 0.3)])
 def test_a_child_that_waits_or_spins_for_ever_is_ended(child: Child[str, str], request_: str, seconds: float):
     _, pid = ask(child, "a")
-    with pytest.raises(ChildLateError, match="by the clock"):
+    with pytest.raises(ChildTimeoutError, match="by the clock"):
         ask(child, request_, seconds=seconds)
     assert not psutil.pid_exists(pid)
     assert ask(child, "a")[0] == "a"

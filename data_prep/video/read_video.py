@@ -1,4 +1,4 @@
-"""What a child process does with one video: fetch it where it is not a local file, hash it, make clips of it.
+"""The task of a child process: fetch one video if it is not a local file, hash it, decode its clips.
 
 All of it is away from the process that encodes, so that the encoder waits for no disk and no network.
 """
@@ -18,7 +18,7 @@ OPEN_ATTEMPTS = 3  # a network file system may fail once
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """A video, and what is to be made of it."""
+    """A video, and how to decode it."""
 
     file: VideoFile
     decode: DecodeRequest
@@ -29,7 +29,7 @@ class VideoRequest:
 
 @dataclass(frozen=True)
 class VideoAnswer:
-    """What became of it."""
+    """The clips, or why there are none."""
 
     content_sha256: str
     """Of the bytes that were decoded; empty where they could not be read."""

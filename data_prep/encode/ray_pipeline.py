@@ -1,7 +1,8 @@
-"""The Ray Data chain: shard tasks in, shards on the disk, their summaries out.
+"""The Ray Data pipeline: shard tasks in, shards on disk, their summaries out.
 
-Ray brings the actors and hands them work; what is done with a video, and when a shard is finished, is ours. Ray's own
-Parquet writer appends on a rerun, and its retries turn one video that crashes a decoder into a run that never ends.
+Ray starts the actors and schedules the tasks; our actor decides what happens to a video and when a shard is done.
+Ray's own Parquet writer appends on a rerun, and its retries turn one video that crashes a decoder into a run that
+never ends.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from data_prep.encode.tasks import ShardTask
     from data_prep.encode.worker import WorkerSettings
 
-RESTARTS_MAX = 3  # of the chain, after actors or their nodes died, without a shard in between
+RESTARTS_MAX = 3  # of the pipeline, after actors or their nodes died, without a shard in between
 CPUS_EACH = 0.5  # whole CPUs would starve Ray's own tasks on a machine of two
 
 log = logs.get_logger("data_prep")
@@ -33,8 +34,8 @@ def encode_shards(
 ) -> Iterator[dict[str, Any]]:
     """Makes the shards on Ray actors; yields the summary of each as it is done, in order.
 
-    Where actors or their nodes die, the chain is started again with the shards that are missing. Without a task Ray is
-    not started.
+    If actors or their nodes die, the pipeline is started again with the missing shards. Without tasks Ray is not
+    started.
 
     Raises:
         AnimateflowError: what an actor refused, such as a VAE that cannot be read.
@@ -47,7 +48,7 @@ def encode_shards(
     with ray_session(config.ray_address):
         from ray.exceptions import RayActorError, RayError
 
-        settings, workers = _means(config, vae, text)
+        settings, workers = _worker_settings(config, vae, text)
         left, failures = tasks, 0
         while left:
             done = 0
@@ -60,14 +61,14 @@ def encode_shards(
                 return
             except RayError as error:
                 failures += 1
-                if failures > RESTARTS_MAX or not _died(error, RayActorError):
-                    raise _explained(error) from None
+                if failures > RESTARTS_MAX or not _is_worker_death(error, RayActorError):
+                    raise _as_work_error(error) from None
                 left = left[done:]
-                log.warning("A worker died; going on with the %d shards that are missing.", len(left))
+                log.warning("A worker died; %d shards are left and are tried again.", len(left))
 
 
-def _means(config: CacheConfig, vae: Path, text: Path | None) -> tuple[WorkerSettings, int]:
-    """What each actor has, and how many there are: one a GPU, with the CPUs shared out to decoders, or one a CPU."""
+def _worker_settings(config: CacheConfig, vae: Path, text: Path | None) -> tuple[WorkerSettings, int]:
+    """Settings and number of the actors: one a GPU, the CPUs divided among their decoders, or one a CPU."""
     import ray
 
     from data_prep.encode.worker import WorkerSettings
@@ -114,8 +115,8 @@ def _gpus_each(device: str, workers: int) -> float | None:
     return min(1.0, gpus / workers)
 
 
-def _died(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether an actor or its node is gone; anything else would fail again."""
+def _is_worker_death(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an actor or its node died; anything else would fail again."""
     causes: list[BaseException] = [error]
     while cause := causes[-1].__cause__ or getattr(causes[-1], "cause", None):
         if cause in causes:
@@ -124,11 +125,11 @@ def _died(error: BaseException, kind: type[BaseException]) -> bool:
     return any(isinstance(cause, kind) for cause in causes) or "died" in str(error)
 
 
-def _explained(error: RayError) -> WorkError:
+def _as_work_error(error: RayError) -> WorkError:
     """What went wrong in the actor: the last line of its traceback, before Ray's own."""
     own = str(error).split("The above exception was the direct cause")[0]
     return WorkError(
         f"Encoding stopped: {own.strip().splitlines()[-1]}",
         "Finished shards are kept.",
-        "Run the same command again to go on from there.",
+        "Run the same command again to resume.",
     )

@@ -1,7 +1,7 @@
-"""A child process that may crash or hang: video decoders do both, and take no thread of ours with them.
+"""A child process that may crash or hang, as video decoders do, without harm to the calling process.
 
-The child is spawned, not forked, answers one call at a time over a pipe, and is killed and made anew when it dies or
-runs past its time.
+The child is spawned, not forked. It answers one call at a time over a pipe, and is replaced when it dies or runs past
+its time limit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ChildDiedError(Exception):
         super().__init__(f"exit code {exit_code}")
 
 
-class ChildLateError(Exception):
+class ChildTimeoutError(Exception):
     """The call ran past its time, and the child was killed; the text says how it was measured."""
 
 
@@ -80,7 +80,7 @@ class Child(Generic[Request, Answer]):
         idle one accepts; ten times as long by the clock ends a child that waits for something that never comes.
 
         Raises:
-            ChildLateError: none came in time.
+            ChildTimeoutError: none came in time.
             ChildDiedError: the process ended instead.
             ChildRaisedError: the function raised.
         """
@@ -97,7 +97,7 @@ class Child(Generic[Request, Answer]):
                 work, clock = self._work_seconds() - self._work_before, time.monotonic() - self._started
                 if work > seconds_max or clock > CLOCK_PER_WORK * seconds_max:
                     self.close()
-                    raise ChildLateError(f"{work:.0f} s of work, {clock:.0f} s by the clock")
+                    raise ChildTimeoutError(f"{work:.0f} s of work, {clock:.0f} s by the clock")
             good, answer = self._pipe.recv()
         except (EOFError, ConnectionResetError, psutil.NoSuchProcess):
             self._process.join(5)
