@@ -34,7 +34,7 @@ from components.train.step import Stepper, Task
 from infra import runtime
 from infra.errors import WorkError
 from infra.logs import get_logger
-from infra.workers.talk import stop_asked
+from infra.workers.messages import stop_requested
 
 log = get_logger("components")
 
@@ -231,14 +231,14 @@ class _Run:
         if step == self.config.steps:
             return
         looked = step % self.look_every == 0 or self.place.ranks == 1
-        stops = looked and any_of_all(bool(stop.name or stop_asked(self.folder)), self.place)
+        stops = looked and any_of_all(bool(stop.name or stop_requested(self.folder)), self.place)
         if self.first_rank and (stops or step % self.config.checkpoint_every_steps == 0):
             self._look()
             train_state.save(self.writer, self.stepper, self.progress)
         if stops:
             self.writer.wait()
             wait_for_all(self.place)  # the first error of a rank ends them all
-            reason = stop.name or stop_asked(self.folder) or "another worker was"
+            reason = stop.name or stop_requested(self.folder) or "another worker was"
             raise TrainingStoppedError(
                 f"{self.task.title} stopped at step {step} of {self.config.steps} ({reason}).",
                 "Its state is saved.",
