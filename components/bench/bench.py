@@ -150,7 +150,7 @@ class _Encoding(ClipsInMemory):
         self._pixels = torch.randn(CLIPS, case.frames, 3, case.size, case.size).clamp(-1, 1)
 
     def batches(
-        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
         for batch in super().batches(batch_size, frames, seed, start_step):
             pixels = self._pixels[[int(name) for name in batch.clip_ids], :frames].to(self._device)

@@ -62,7 +62,7 @@ class ClipsInMemory:
         ]
 
     def batches(
-        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
         step = start_step
         while True:

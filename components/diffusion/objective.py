@@ -1,7 +1,7 @@
 """The training objective: predict the noise of every frame (paper eq. 1 for stills, eq. 7 for clips).
 
 B batch, F frames, C channels, h w latents, L text positions, D text width. A still is a clip of one frame. Samples are
-numbered over a whole training (`infra.seeds`).
+numbered through a whole training (`infra.seeds`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from components.diffusion.noise import TIMESTEPS, Prediction, add_noise, min_snr_weights, velocity
-from infra.seeds import generator_of, key_of
+from infra.seeds import generator_for, key_for
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides in one step: noise (B, C, F, h, w), one timestep a clip, and which captions are dropped."""
+    """The random draws of one step: noise (B, C, F, h, w), one timestep a clip, and which captions are dropped."""
 
     eps_BCFhw: Tensor
     t_B: Tensor
@@ -37,7 +37,7 @@ def draw(
     offset_noise: float = 0.0,
     strata: int | None = None,
 ) -> Draw:
-    """The chance of these samples, each a function of (seed, its number): whoever draws them, with whatever others.
+    """The random draws of these samples. Each is a function of (seed, sample number) alone.
 
     Noise is i.i.d. over frames and the timestep uniform and one for all frames of a clip, as in the official train.py.
     `offset_noise` adds that much of a number drawn for each channel of a clip (Guttenberg 2023). With `strata` n,
@@ -45,24 +45,24 @@ def draw(
     """
     eps, t, drop = [], [], []
     for sample in samples:
-        noise = generator_of(_key("noise", seed), sample).standard_normal(tuple(shape_CFhw), np.float32)
+        noise = generator_for(_key("noise", seed), sample).standard_normal(tuple(shape_CFhw), np.float32)
         if offset_noise:
-            offset = generator_of(_key("offset noise", seed), sample).standard_normal(
+            offset = generator_for(_key("offset noise", seed), sample).standard_normal(
                 (shape_CFhw[0], 1, 1, 1), np.float32
             )
             noise += np.float32(offset_noise) * offset
-        place = generator_of(_key("timestep", seed), sample).random()
+        uniform = generator_for(_key("timestep", seed), sample).random()
         if strata is not None:
-            place = (sample % strata + place) / strata
+            uniform = (sample % strata + uniform) / strata
         eps.append(noise)
-        t.append(min(int(place * TIMESTEPS), TIMESTEPS - 1))
-        drop.append(bool(generator_of(_key("caption dropout", seed), sample).random() < caption_dropout))
+        t.append(min(int(uniform * TIMESTEPS), TIMESTEPS - 1))
+        drop.append(bool(generator_for(_key("caption dropout", seed), sample).random() < caption_dropout))
     return Draw(torch.from_numpy(np.stack(eps)), torch.tensor(t), torch.tensor(drop))
 
 
 @lru_cache(maxsize=64)
-def _key(use: str, seed: int) -> np.uint64:
-    return key_of(use, seed)
+def _key(purpose: str, seed: int) -> np.uint64:
+    return key_for(purpose, seed)
 
 
 def video_predictor(unet: nn.Module) -> Predict:

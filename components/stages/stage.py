@@ -25,9 +25,9 @@ from components.motion.motion_module import MotionModuleConfig
 from components.stages.models import load_pipeline
 from components.train.batch import BatchSource
 from components.train.config import TrainConfig
+from components.train.distributed import place_of
 from components.train.loop.launch import InThisProcess, Job, Launch, OnStep, check_share
 from components.train.loop.trainer import TrainResult, train
-from components.train.ranks import place_of
 from components.train.report.samples import drawer
 from components.train.step import Task
 from infra.artifacts import artifacts
@@ -211,7 +211,7 @@ def _train(
     result = train(stage.train, task, cache, folder, on_step)
     place = place_of(stage.train.device)
     if place.rank == 0:
-        _write_figures(folder, result, place.ranks)
+        _write_figures(folder, result, place.world_size)
         stage.save(folder, model, result.weights, {**model.notes, **_notes(stage, task, inputs)})
 
 

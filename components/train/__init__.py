@@ -1,1 +1,1 @@
-"""One optimizer step: its settings, batches, ranks and cost, whatever the stage; imports motion, diffusion and base."""
+"""One optimizer step: its settings, batches, ranks and cost, for any stage; imports motion, diffusion and base."""

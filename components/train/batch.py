@@ -34,7 +34,7 @@ class BatchSource(Protocol):
         ...
 
     def batches(
-        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
         """Endless; the n-th batch is a function of (seed, start_step + n) alone, and rank r of R gets its r-th part.
         `batch_size` is that of all ranks."""

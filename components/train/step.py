@@ -55,11 +55,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process trains, one of `ranks` that share every batch."""
+    """Where this process trains, one of `world_size` processes that share every batch."""
 
     device: torch.device
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
 
 
 class Stepper:
@@ -83,7 +83,7 @@ class Stepper:
         self._embeddings_checked = False
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._wrapped: Any = task.unet
-        if place.ranks > 1:
+        if place.world_size > 1:
             self._wrapped = nn.parallel.DistributedDataParallel(task.unet, broadcast_buffers=False)
         self.predict = task.predictor(self._wrapped)
 
@@ -95,13 +95,13 @@ class Stepper:
         total = torch.zeros((), device=self.place.device)
         for part, batch in enumerate(batches):
             last = part == len(batches) - 1
-            with nullcontext() if last or self.place.ranks == 1 else self._wrapped.no_sync():
+            with nullcontext() if last or self.place.world_size == 1 else self._wrapped.no_sync():
                 loss = self._loss(batch, number * len(batches) + part) / len(batches)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        if self.place.ranks > 1:
+        if self.place.world_size > 1:
             torch.distributed.all_reduce(total)
-            total /= self.place.ranks
+            total /= self.place.world_size
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         broken = ~(torch.isfinite(norm) & torch.isfinite(total))
         self.skipped += broken
@@ -151,7 +151,7 @@ class Stepper:
     def _recomputed(self) -> tuple[Checkpointing, Memory]:
         """What the config asks for, or the least that fits; with the memory that it takes."""
         config, task = self.config, self.task
-        shape = self.shape(config.batch_size // self.place.ranks)
+        shape = self.shape(config.batch_size // self.place.world_size)
         averages, moments = config.ema_decay is not None, 1 if config.optimizer == "adamw-8bit" else 4
 
         needed = memory(on_meta(task.unet), shape, averages, moments, self.kind, task.predictor)

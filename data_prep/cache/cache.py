@@ -26,7 +26,7 @@ from data_prep.cache.row_reader import RowReader, version_of
 from data_prep.cache.rows import CachedClip
 from infra.artifacts import artifacts
 from infra.errors import UserError, WorkError
-from infra.seeds import generator_of, key_of
+from infra.seeds import generator_for, key_for
 
 Float16 = NDArray[np.float16]
 Posterior = Literal["mean", "sample"]
@@ -94,16 +94,16 @@ class LatentCache:
         seed: int,
         start_step: int = 0,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         prefetch: int = 2,
         posterior: Posterior = "mean",
     ) -> Iterator[ClipBatch]:
         """Endless batches of random windows of `frames` frames in a row; one frame makes them random stills.
 
-        `batch_size` is that of all ranks together; rank r of R gets its r-th part of each batch. An epoch is a shuffle
-        of the clips that are long enough and not held out (`data_prep.cache.order.Order`). The n-th batch is a function
-        of (seed, start_step + n), and any step is read as fast as the first. With `posterior="sample"` latents are
-        drawn from the VAE's posteriors, as a function of (seed, number of the sample).
+        `batch_size` is that of all ranks together; rank r gets the r-th of `world_size` equal parts of each batch. An
+        epoch is a shuffle of the clips that are long enough and not held out (`data_prep.cache.order.Order`). The n-th
+        batch is a function of (seed, start_step + n), and any step is read as fast as the first. With
+        `posterior="sample"` latents are drawn from the VAE's posteriors, as a function of (seed, sample number).
 
         A thread reads `prefetch` batches ahead and ends with the iterator; 0 reads none ahead.
 
@@ -112,19 +112,19 @@ class LatentCache:
                 not in the cache.
             WorkError: from the iterator: a shard is damaged, or the cache was built again meanwhile.
         """
-        _check_numbers(batch_size, frames, start_step, rank, ranks, prefetch)
+        _check_numbers(batch_size, frames, start_step, rank, world_size, prefetch)
         held_out = self._index.held_out
         clips = self._long_enough(held_out if held_out < len(self) else 0, len(self), frames)
         if posterior == "sample":
             self._check_variances()
         order = Order(len(clips), batch_size, seed)
-        noise_key = key_of("posterior", seed)
+        noise_key = key_for("posterior", seed)
 
         def batch(step: int) -> ClipBatch:
-            samples = order.samples(step, rank, ranks)
+            samples = order.samples(step, rank, world_size)
             chosen = clips[order.places(samples)]
             starts = order.starts(samples, self._index.frames[chosen] - frames + 1)
-            noise = [generator_of(noise_key, sample) for sample in samples] if posterior == "sample" else None
+            noise = [generator_for(noise_key, sample) for sample in samples] if posterior == "sample" else None
             return self._batch(chosen, starts, frames, noise)
 
         return _ahead(batch, start_step, prefetch)
@@ -234,22 +234,22 @@ def _reopened(folder: Path, fingerprint: str) -> LatentCache:
     return cache
 
 
-def _check_numbers(batch_size: int, frames: int, start_step: int, rank: int, ranks: int, prefetch: int) -> None:
+def _check_numbers(batch_size: int, frames: int, start_step: int, rank: int, world_size: int, prefetch: int) -> None:
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("frames", frames, 1),
         ("start_step", start_step, 0),
         ("rank", rank, 0),
-        ("ranks", ranks, 1),
+        ("world_size", world_size, 1),
         ("prefetch", prefetch, 0),
     ):
         if value < least:
             raise UserError(f"{name} is {value}.", f"It must be at least {least}.", f"Give another {name}.")
-    if rank >= ranks or batch_size % ranks:
+    if rank >= world_size or batch_size % world_size:
         raise UserError(
-            f"Rank {rank} of {ranks} asks for its part of batches of {batch_size} clips.",
+            f"Rank {rank} of {world_size} asks for its part of batches of {batch_size} clips.",
             "Ranks count from 0, and each gets as many clips of a batch.",
-            f"Give a batch_size that is a multiple of {ranks}, and ranks from 0 to {ranks - 1}.",
+            f"Give a batch_size that is a multiple of {world_size}, and ranks from 0 to {world_size - 1}.",
         )
 
 

@@ -1,6 +1,6 @@
 """Which clip and which window a training sample is, by arithmetic alone: no state, no list, no memory.
 
-Samples are numbered 0, 1, 2, … over a whole training, whatever the number of ranks; step s of batches of B holds the
+Samples are numbered 0, 1, 2, … over a whole training, whatever the world size; step s of batches of B holds the
 samples s·B … s·B + B − 1. All of it is integer arithmetic on 64 bits, so the order is the same on every machine and
 with every version of every library, and step 10¹⁵ costs what step 0 costs.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.seeds import key_of
+from infra.seeds import key_for
 
 Unsigned = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -58,7 +58,7 @@ class Order:
 
     clips: int
     batch_size: int
-    """Of all ranks together."""
+    """Clips a step, of all ranks together."""
     seed: int
 
     @property
@@ -66,17 +66,17 @@ class Order:
         """Samples in an epoch."""
         return self.clips // self.batch_size * self.batch_size or self.clips
 
-    def samples(self, step: int, rank: int = 0, ranks: int = 1) -> Unsigned:
-        """Numbers of the samples of a rank's part of a step: the parts in the order of ranks make the whole batch."""
-        part = self.batch_size // ranks
+    def samples(self, step: int, rank: int = 0, world_size: int = 1) -> Unsigned:
+        """Numbers of the samples of a rank's part of a step; the parts in rank order are the whole batch."""
+        part = self.batch_size // world_size
         return np.uint64(step * self.batch_size + rank * part) + np.arange(part, dtype=np.uint64)
 
     def places(self, samples: Unsigned) -> Places:
         """The clip of each sample, 0 … clips − 1."""
         epochs, places = np.divmod(samples, np.uint64(self.epoch_samples))
-        return shuffled(places, epochs, self.clips, key_of("clip", self.seed)).astype(np.int64)
+        return shuffled(places, epochs, self.clips, key_for("clip", self.seed)).astype(np.int64)
 
     def starts(self, samples: Unsigned, windows: NDArray[np.signedinteger[Any]]) -> Places:
         """Where each sample's window starts, of `windows` places that it may start at."""
-        drawn = splitmix64(key_of("window", self.seed), samples) >> HIGH_HALF
+        drawn = splitmix64(key_for("window", self.seed), samples) >> HIGH_HALF
         return (drawn * windows.astype(np.uint64) >> HIGH_HALF).astype(np.int64)

@@ -1,7 +1,7 @@
-"""The same work on several processes at once, by Ray Train: they know each other through `torch.distributed`.
+"""Several processes that train together, by Ray Train, connected by `torch.distributed`.
 
-Ray Train starts the processes, joins them, and tells when one of them is gone. What happens then is ours: its own
-retries count a mistake in the input like a machine that burnt down, and never forget a failure that was got over.
+Ray Train starts the processes and reports when one of them dies. Retries are our own: Ray Train's count a user's
+mistake as a failure of a machine, and never reset the count after a success.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 from infra.errors import AnimateflowError, UserError, WorkError
 from infra.logs import get_logger
 from infra.runtime import quiet_environment, ray_session
-from infra.workers import talk as worker_talk
-from infra.workers.talk import Inbox
+from infra.workers import messages
+from infra.workers.messages import Inbox
 
 LOOK_SECONDS = 0.2
 REACH_SECONDS = 10
@@ -44,7 +44,7 @@ log = get_logger("infra")
 class Listener:
     """What the driver does meanwhile."""
 
-    hear: Callable[[str], None] = lambda line: None
+    on_message: Callable[[str], None] = lambda line: None
     """Gets each line that a worker tells."""
     stop: Callable[[], str | None] = lambda: None
     """Why the workers should stop, once they should."""
@@ -75,7 +75,7 @@ def run_on_workers(
     folder = folder.absolute()
     inbox = Inbox(folder)
     on_gpus, cpus = _resources(workers, gpus)
-    worker_talk.open_place(folder)
+    messages.open_mailbox(folder)
     try:
         while True:
             before = listener.progress()
@@ -89,7 +89,7 @@ def run_on_workers(
                 raise _keeps_dying(failures, error)
             log.warning("A worker died (%s); all go on from what is saved.", _last_line(error))
     finally:
-        worker_talk.forget(folder)
+        messages.remove_mailbox(folder)
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def _trainer(work: Callable[[], None], folder: Path, workers: int, gpus: bool, c
         ),
         run_config=api.RunConfig(
             name="ray",
-            storage_path=str(worker_talk.place_in(folder)),
+            storage_path=str(messages.workers_folder(folder)),
             failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=api.LoggingConfig(log_level="CRITICAL"),
         ),
@@ -179,13 +179,13 @@ def _on_worker(pickled: bytes, folder: Path, here: Path) -> None:
     rank = torch.distributed.get_rank()
     if here.is_dir():
         os.chdir(here)
-    if not worker_talk.place_in(folder).is_dir():
+    if not messages.workers_folder(folder).is_dir():
         raise UserError(
             f"Worker {rank} on {os.uname().nodename} does not see {folder}.",
             "All workers read checkpoints there, and one writes them.",
             "Name an --out on a disk that all machines of the cluster share.",
         )
-    worker_talk.log_to_driver(folder, logging.INFO if rank == 0 else logging.WARNING)
+    messages.log_to_driver(folder, logging.INFO if rank == 0 else logging.WARNING)
     pickle.loads(pickled)()
 
 
@@ -207,10 +207,10 @@ def _fit(trainer: Any, folder: Path, inbox: Inbox, listener: Listener) -> Except
     thread.start()
     while thread.is_alive():
         thread.join(LOOK_SECONDS)
-        inbox.hand_on(listener.hear)
+        inbox.deliver(listener.on_message)
         if reason := listener.stop():
-            worker_talk.ask_to_stop(folder, reason)
-    inbox.hand_on(listener.hear)
+            messages.request_stop(folder, reason)
+    inbox.deliver(listener.on_message)
     return ended[0] if ended else RuntimeError("Ray Train ended without a word.")
 
 

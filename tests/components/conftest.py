@@ -34,9 +34,9 @@ class DrawnClips:
         return 8, 8
 
     def batches(
-        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
-        step, own = start_step, slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
+        step, own = start_step, slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         while True:
             whole = self._batch(batch_size, frames, 1000 * seed + step)
             yield ClipBatch(whole.latents_BCFhw[own], whole.captions[own], whole.clip_ids[own])

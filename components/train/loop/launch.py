@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from components.train.report.log import StepReport, stop_signals
 from infra import logs
 from infra.errors import UserError
-from infra.workers import talk as worker_talk
-from infra.workers import workers
+from infra.workers import messages, workers
 
 OnStep = Callable[[StepReport], None] | None
 
@@ -46,7 +45,7 @@ class InThisProcess:
     workers: int = 1
 
     def __call__(self, job: Job, on_step: OnStep) -> None:
-        worker_talk.forget(job.folder)  # of a run on workers that was killed
+        messages.remove_mailbox(job.folder)  # of a run on workers that was killed
         with Bar(job.title, on_step) as bar:
             job.work(bar)
 
@@ -65,7 +64,7 @@ class OnWorkers:
         # Ray takes SIGTERM over when it starts, so it starts first.
         with workers.session(self.workers, self.address), stop_signals() as stop, Bar(job.title, on_step) as bar:
             listener = workers.Listener(
-                hear=lambda line: bar(StepReport(**json.loads(line))),
+                on_message=lambda line: bar(StepReport(**json.loads(line))),
                 stop=lambda: stop.name,
                 progress=lambda: sorted(path.parent.name for path in checkpoints.glob("step-*/manifest.json")),
             )
@@ -79,7 +78,7 @@ def launch_on(count: int = 1, address: str | None = None) -> Launch:
 
 
 def _work(work: Callable[[OnStep], None], folder: Path) -> None:
-    work(lambda report: worker_talk.tell(folder, json.dumps(asdict(report))))
+    work(lambda report: messages.send(folder, json.dumps(asdict(report))))
 
 
 def check_share(batch_size: int, launch: Launch) -> None:

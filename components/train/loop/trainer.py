@@ -4,7 +4,7 @@ Nothing random has state: noise, timesteps, dropped captions and clips are funct
 that a run is resumed by one integer and a stopped and resumed run ends with the bits of an unbroken one (on the CPU;
 CUDA kernels may differ in the last bits).
 
-Ranks that train together (`components.train.ranks`) go the same way step by step; only rank 0 measures, reports and
+Ranks that train together (`components.train.distributed`) go the same way step by step; only rank 0 measures, reports and
 writes.
 """
 
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from components.train.batch import BatchSource, ClipBatch
 from components.train.config import TrainConfig, learning_rate_at
-from components.train.loop import checkpoints, guards
+from components.train.distributed import alone, any_of_all, check_same, place_of, wait_for_all
+from components.train.loop import checkpoints, health_checks
 from components.train.loop import state as train_state
-from components.train.ranks import alone, any_of_all, check_same, place_of, wait_for_all
 from components.train.report.held_out import averaged_weights, measure
 from components.train.report.log import Curves, StepReport, StopRequest, plot_loss, stop_signals
 from components.train.report.meter import Meter
@@ -34,7 +34,7 @@ from components.train.step import Stepper, Task
 from infra import runtime
 from infra.errors import WorkError
 from infra.logs import get_logger
-from infra.workers.talk import stop_asked
+from infra.workers.messages import stop_requested
 
 log = get_logger("components")
 
@@ -105,7 +105,7 @@ class _Run:
         if first:
             log.info("%s goes on from step %d of %d.", self.task.title, first, self.config.steps)
         check_same(first, self.place)
-        alive = guards.DeadStage(self.task.title, self.stepper.parameters) if first == 0 else None
+        alive = health_checks.DeadStage(self.task.title, self.stepper.parameters) if first == 0 else None
         parts = self.config.gradient_accumulation
         self.meter = Meter(self.stepper)
         self.curves = Curves(self.folder / "logs", first, self.config, self.task.title) if self.first_rank else None
@@ -115,7 +115,7 @@ class _Run:
                 self._draw()
             batches = self.source.batches(
                 self.config.batch_size, self.task.frames, self.config.seed, first * parts,
-                self.place.rank, self.place.ranks,
+                self.place.rank, self.place.world_size,
             )  # fmt: skip
             started, self.paused, waited = time.monotonic(), 0.0, 0.0
             while self.progress.step < self.config.steps:
@@ -125,9 +125,9 @@ class _Run:
                 with self.meter.watching() if self.progress.step == first else nullcontext():
                     self._step(taken)
                 self._report(first, time.monotonic() - started, waited)
-                if alive is not None and self.progress.step == guards.DEAD_AFTER:
+                if alive is not None and self.progress.step == health_checks.DEAD_AFTER:
                     self._look()
-                    if self.progress.skipped < guards.DEAD_AFTER:
+                    if self.progress.skipped < health_checks.DEAD_AFTER:
                         alive.check()
                 self._save_or_stop(stop)
         seconds = time.monotonic() - started - self.paused
@@ -150,7 +150,7 @@ class _Run:
         self.progress.window += [loss for loss in losses if math.isfinite(loss)]
         skipped, before = int(self.stepper.skipped), self.progress.skipped
         self.progress.skipped = skipped
-        guards.check_finite(self.progress.step, skipped, before, self.config.skipped_steps_max, losses)
+        health_checks.check_finite(self.progress.step, skipped, before, self.config.skipped_steps_max, losses)
 
     def _report(self, first: int, elapsed: float, waited: float) -> None:
         """Writes the curves, measures and draws where it is time, and tells of the step."""
@@ -176,7 +176,7 @@ class _Run:
                     **({} if mfu is None else {"speed/model_flops_utilisation": mfu}),
                 },
             )
-            guards.check_divergence(step, state.losses)
+            health_checks.check_divergence(step, state.losses)
         held_out = self._measure() if step % config.held_out_every_steps == 0 or last else None
         if config.sample_every_steps and (step % config.sample_every_steps == 0 or last):
             self._draw()
@@ -230,15 +230,15 @@ class _Run:
         step = self.progress.step
         if step == self.config.steps:
             return
-        looked = step % self.look_every == 0 or self.place.ranks == 1
-        stops = looked and any_of_all(bool(stop.name or stop_asked(self.folder)), self.place)
+        looked = step % self.look_every == 0 or self.place.world_size == 1
+        stops = looked and any_of_all(bool(stop.name or stop_requested(self.folder)), self.place)
         if self.first_rank and (stops or step % self.config.checkpoint_every_steps == 0):
             self._look()
             train_state.save(self.writer, self.stepper, self.progress)
         if stops:
             self.writer.wait()
             wait_for_all(self.place)  # the first error of a rank ends them all
-            reason = stop.name or stop_asked(self.folder) or "another worker was"
+            reason = stop.name or stop_requested(self.folder) or "another worker was"
             raise TrainingStoppedError(
                 f"{self.task.title} stopped at step {step} of {self.config.steps} ({reason}).",
                 "Its state is saved.",

@@ -39,7 +39,7 @@ class Meter:
             return None
         if self._rate is None:
             self._rate = matmul_rate(self._device, next(iter(self._dtypes)))
-        return samples_per_second * self._stepper.flops_per_sample / self._stepper.place.ranks / self._rate
+        return samples_per_second * self._stepper.flops_per_sample / self._stepper.place.world_size / self._rate
 
     def peak_gib(self) -> float:
         """Of the device since this was made: what tensors took on CUDA, the whole process on the CPU."""

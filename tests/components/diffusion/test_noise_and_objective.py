@@ -45,15 +45,15 @@ def test_the_error_of_a_model_that_knows_the_noise_is_zero() -> None:
 
 
 def test_a_clip_has_one_timestep_and_noise_of_its_own_in_every_frame() -> None:
-    chance = draw(range(64), (4, 16, 8, 8), seed=0, caption_dropout=0.1)
-    assert chance.t_B.shape == (64,)
-    assert chance.eps_BCFhw.shape == (64, 4, 16, 8, 8)
-    assert chance.eps_BCFhw[:, :, 0].sub(chance.eps_BCFhw[:, :, 1]).abs().mean() > 1
-    assert chance.eps_BCFhw.std() == pytest.approx(1, abs=0.01)
-    assert 0 < chance.drop_B.float().mean() < 0.3
+    drawn = draw(range(64), (4, 16, 8, 8), seed=0, caption_dropout=0.1)
+    assert drawn.t_B.shape == (64,)
+    assert drawn.eps_BCFhw.shape == (64, 4, 16, 8, 8)
+    assert drawn.eps_BCFhw[:, :, 0].sub(drawn.eps_BCFhw[:, :, 1]).abs().mean() > 1
+    assert drawn.eps_BCFhw.std() == pytest.approx(1, abs=0.01)
+    assert 0 < drawn.drop_B.float().mean() < 0.3
 
 
-def test_a_sample_s_chance_is_its_own_whoever_draws_it() -> None:
+def test_a_sample_s_draws_depend_on_seed_and_number_alone() -> None:
     whole = draw(range(10**12, 10**12 + 8), (4, 2, 3, 3), 5, 0.5, 0.1)
     for samples in ([10**12 + 3], [10**12 + 7, 10**12 + 3]):
         part = draw(samples, (4, 2, 3, 3), 5, 0.5, 0.1)

@@ -79,9 +79,11 @@ class Noted(DrawnClips):
     file: Path = Path()
 
     def batches(
-        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
-        for number, batch in enumerate(super().batches(batch_size, frames, seed, start_step, rank, ranks), start_step):
+        for number, batch in enumerate(
+            super().batches(batch_size, frames, seed, start_step, rank, world_size), start_step
+        ):
             line = json.dumps([number, batch.captions, batch.latents_BCFhw.double().sum().item()])
             with self.file.open("a") as handle:
                 handle.write(line + "\n")

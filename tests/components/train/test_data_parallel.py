@@ -78,9 +78,11 @@ class Deadly(DrawnClips):
     saved: Path
 
     def batches(
-        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, ranks: int = 1
+        self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
-        for number, batch in enumerate(super().batches(batch_size, frames, seed, start_step, rank, ranks), start_step):
+        for number, batch in enumerate(
+            super().batches(batch_size, frames, seed, start_step, rank, world_size), start_step
+        ):
             if rank == 1 and number == 7 and not self.mark.exists():
                 while not self.saved.exists():
                     time.sleep(0.01)

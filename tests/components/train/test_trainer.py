@@ -58,8 +58,8 @@ def test_one_step_is_adamw_on_the_epsilon_loss(clips: DrawnClips, tmp_path: Path
     assert result.weights["w"].item() == pytest.approx(0.2 - 0.01 * 0.1 * 0.2 + 0.01, abs=1e-6)
 
     batch = next(clips.batches(2, 3, 0))
-    chance = draw(range(2), batch.latents_BCFhw.shape[1:], seed=0)
-    eps, t = chance.eps_BCFhw, chance.t_B
+    drawn = draw(range(2), batch.latents_BCFhw.shape[1:], seed=0)
+    eps, t = drawn.eps_BCFhw, drawn.t_B
     alpha_bar = torch.cumprod(1 - torch.linspace(0.00085, 0.012, 1000), 0)[t].view(-1, 1, 1, 1, 1)
     z_t = alpha_bar.sqrt() * 0.5 * batch.latents_BCFhw + (1 - alpha_bar).sqrt() * eps
     assert seen[0].loss == pytest.approx((0.2 * z_t - eps).square().mean().item(), rel=1e-5)

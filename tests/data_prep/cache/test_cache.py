@@ -51,11 +51,11 @@ def test_a_far_step_opens_no_more_shards_than_its_clips_are_in(make: Make):
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_parts_of_ranks_are_the_batch_of_one(make: Make, ranks: int, prefetch: int):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_parts_of_ranks_are_the_batch_of_one(make: Make, world_size: int, prefetch: int):
     folder = make(*[20] * 21)
     how = {"batch_size": 8, "frames": 4, "seed": 1, "start_step": 3, "prefetch": prefetch}
-    parts = [take(LatentCache(folder), 5, **how, rank=rank, ranks=ranks) for rank in range(ranks)]
+    parts = [take(LatentCache(folder), 5, **how, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, whole in enumerate(take(LatentCache(folder), 5, **how)):
         assert [name for part in parts for name in part[step].clip_ids] == whole.clip_ids
         assert (torch.cat([part[step].latents_BCFhw for part in parts]) == whole.latents_BCFhw).all()
@@ -139,9 +139,9 @@ def test_clips_that_are_too_short_are_left_out_and_none_is_an_error(make: Make):
         ({"frames": 0}, "frames is 0"),
         ({"start_step": -1}, "start_step is -1"),
         ({"prefetch": -1}, "prefetch is -1"),
-        ({"ranks": 0}, "ranks is 0"),
-        ({"batch_size": 6, "ranks": 4}, "Rank 0 of 4 asks for its part of batches of 6 clips"),
-        ({"rank": 2, "ranks": 2}, "Rank 2 of 2"),
+        ({"world_size": 0}, "world_size is 0"),
+        ({"batch_size": 6, "world_size": 4}, "Rank 0 of 4 asks for its part of batches of 6 clips"),
+        ({"rank": 2, "world_size": 2}, "Rank 2 of 2"),
         ({"posterior": "sample"}, "holds the means of posteriors only"),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_draw_from_the_posterior_depends_on_the_sample_alone(make: Make):
     whole = take(cache, 6, **how)
     (later,) = take(cache, 1, **how, start_step=5)
     assert (later.latents_BCFhw == whole[5].latents_BCFhw).all()
-    parts = [take(cache, 1, **how, rank=rank, ranks=4)[0].latents_BCFhw for rank in range(4)]
+    parts = [take(cache, 1, **how, rank=rank, world_size=4)[0].latents_BCFhw for rank in range(4)]
     assert (torch.cat(parts) == whole[0].latents_BCFhw).all()
     (other,) = take(cache, 1, **how | {"seed": 4})
     assert (other.latents_BCFhw - other.latents_BCFhw.round() != 0).any()

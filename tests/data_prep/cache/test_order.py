@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import chisquare
 
 from data_prep.cache import order as order_module
-from data_prep.cache.order import Order, key_of, shuffled, splitmix64
+from data_prep.cache.order import Order, key_for, shuffled, splitmix64
 
-KEY = key_of("clip", 0)
+KEY = key_for("clip", 0)
 UNLIKELY = 1e-3  # seeds are fixed: a test either always passes or always fails
 
 
@@ -124,10 +124,10 @@ def test_a_batch_larger_than_the_cache_repeats_clips_evenly():
     assert set(np.bincount(order.places(order.samples(0))).tolist()) == {2, 3}
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_ranks_share_a_batch_in_order(ranks: int):
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_a_batch_in_order(world_size: int):
     order = Order(clips=100, batch_size=8, seed=0)
-    parts = [order.samples(5, rank, ranks) for rank in range(ranks)]
+    parts = [order.samples(5, rank, world_size) for rank in range(world_size)]
     assert np.concatenate(parts).tolist() == list(range(40, 48))
 
 

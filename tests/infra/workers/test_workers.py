@@ -1,4 +1,4 @@
-"""What needs no Ray of running workers; training on them is in tests/components/test_data_parallel.py."""
+"""Workers without a running Ray; training on them is in tests/components/train/test_data_parallel.py."""
 
 import logging
 import pickle
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError, WorkError
-from infra.workers import talk as worker_talk
-from infra.workers import workers
+from infra.workers import messages, workers
 
 
 def test_no_cluster_at_the_address_is_said_at_once():
@@ -19,37 +18,37 @@ def test_no_cluster_at_the_address_is_said_at_once():
         raise AssertionError("not reached")
 
 
-def test_what_workers_tell_comes_once_and_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    heard: list[str] = []
-    inbox = worker_talk.Inbox(tmp_path)
-    worker_talk.open_place(tmp_path)
-    inbox.hand_on(heard.append)
-    worker_talk.tell(tmp_path, "one")
-    worker_talk._leave(tmp_path, {"log": ["animateflow.components", logging.WARNING, "100 % of it"]})
-    with (worker_talk.place_in(tmp_path) / "told").open("a") as handle:
+def test_messages_of_workers_are_delivered_once_and_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    received: list[str] = []
+    inbox = messages.Inbox(tmp_path)
+    messages.open_mailbox(tmp_path)
+    inbox.deliver(received.append)
+    messages.send(tmp_path, "one")
+    messages._append(tmp_path, {"log": ["animateflow.components", logging.WARNING, "100 % of it"]})
+    with (messages.workers_folder(tmp_path) / "messages.jsonl").open("a") as handle:
         handle.write('{"line": "tw')
-    inbox.hand_on(heard.append)
-    assert heard == ["one"]
-    with (worker_talk.place_in(tmp_path) / "told").open("a") as handle:
+    inbox.deliver(received.append)
+    assert received == ["one"]
+    with (messages.workers_folder(tmp_path) / "messages.jsonl").open("a") as handle:
         handle.write('o"}\n')
-    inbox.hand_on(heard.append)
-    assert heard == ["one", "two"]
+    inbox.deliver(received.append)
+    assert received == ["one", "two"]
     assert [(record.name, record.message) for record in caplog.records] == [("animateflow.components", "100 % of it")]
 
-    assert worker_talk.stop_asked(tmp_path) is None
-    worker_talk.ask_to_stop(tmp_path, "SIGTERM")
-    assert worker_talk.stop_asked(tmp_path) == "SIGTERM"
-    worker_talk.forget(tmp_path)
-    assert worker_talk.stop_asked(tmp_path) is None
+    assert messages.stop_requested(tmp_path) is None
+    messages.request_stop(tmp_path, "SIGTERM")
+    assert messages.stop_requested(tmp_path) == "SIGTERM"
+    messages.remove_mailbox(tmp_path)
+    assert messages.stop_requested(tmp_path) is None
 
 
-def test_what_starting_again_would_not_help():
+def test_errors_that_a_restart_would_not_help_are_raised():
     from ray.exceptions import ActorDiedError
     from ray.train import WorkerGroupError
 
     def meaning(*causes: Exception) -> Exception | None:
         error = WorkerGroupError("several", dict(enumerate(causes)))
-        return workers._meaning(pickle.loads(pickle.dumps(error)))
+        return workers._error_to_raise(pickle.loads(pickle.dumps(error)))
 
     closed = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:8000")
     assert meaning(closed, ActorDiedError()) is None

@@ -24,7 +24,7 @@ def place_of(device: str) -> Place:
 
 def any_of_all(here: bool, place: Place) -> bool:
     """Whether it is so on any of the ranks; all of them must ask."""
-    if place.ranks == 1:
+    if place.world_size == 1:
         return here
     flag = torch.tensor(float(here), device=place.device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
@@ -36,7 +36,7 @@ def check_same(step: int, place: Place) -> None:
     Raises:
         UserError: the ranks have found different checkpoints.
     """
-    if place.ranks == 1:
+    if place.world_size == 1:
         return
     extremes = torch.tensor([step, -step], device=place.device)
     torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX)
@@ -62,7 +62,7 @@ def alone(stepper: Stepper) -> Iterator[None]:
 
 def wait_for_all(place: Place) -> None:
     """Until every rank has come here."""
-    if place.ranks > 1:
+    if place.world_size > 1:
         torch.distributed.barrier()
 
 
