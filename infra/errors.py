@@ -1,10 +1,10 @@
-"""The two ways a run ends badly. A message says what was found, what it means, and what to run next."""
+"""The two kinds of failure. A message says what was found, what it means, and what to run next."""
 
 from __future__ import annotations
 
 
 class AnimateflowError(Exception):
-    """Base of every error that a person should read without a traceback. `exit_code` is the command line's."""
+    """Base of the errors that are shown without a traceback. `exit_code` is that of the command line."""
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""Silence for third-party loaders: their bars and warnings speak of their inside, our errors of the user's file."""
+"""Silences the progress bars and warnings of third-party loaders; our own errors speak of the user's file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing: parts of the UNet that forget what they computed, and compute it again going backward.
+"""Activation checkpointing: parts of the UNet discard their activations and compute them again in the backward pass.
 
 diffusers' own switch covers resnets, the inside of spatial transformers and the mid block's motion module; measured on
 SD 1.5 with the v3 module at 256 px, 16 frames, it saves a third, and `full` here nine tenths (docs/performance.md).

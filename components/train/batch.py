@@ -36,7 +36,7 @@ class BatchSource(Protocol):
     def batches(
         self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
-        """Endless; the n-th batch is a function of (seed, start_step + n) alone, and rank r of R gets its r-th part.
+        """Endless; the n-th batch is a function of (seed, start_step + n) alone; rank r gets its r-th equal part.
         `batch_size` is that of all ranks."""
         ...
 

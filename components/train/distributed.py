@@ -1,4 +1,4 @@
-"""This process among those that train together: which one it is, and what all of them agree on."""
+"""Data-parallel training: rank and device of this process, and what all ranks agree on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.runtime import pick_device
 
 
 def place_of(device: str) -> Place:
-    """Alone on `device` (`auto`, `cpu`, `cuda`), or where whoever started the processes has put this one."""
+    """Rank, world size and device of this process; alone on `device` without a process group."""
     if not _together():
         return Place(pick_device(device))
     group = torch.distributed
@@ -23,7 +23,7 @@ def place_of(device: str) -> Place:
 
 
 def any_of_all(here: bool, place: Place) -> bool:
-    """Whether it is so on any of the ranks; all of them must ask."""
+    """Whether the flag is set on any rank. Every rank must call it."""
     if place.world_size == 1:
         return here
     flag = torch.tensor(float(here), device=place.device)
@@ -43,7 +43,7 @@ def check_same(step: int, place: Place) -> None:
     most, least = int(extremes[0]), -int(extremes[1])
     if most != least:
         raise UserError(
-            f"One worker would go on from step {most} and another from step {least}.",
+            f"One worker would resume from step {most} and another from step {least}.",
             "They see different checkpoints: their machines do not share the folder.",
             "Name an --out on a disk that all machines of the cluster share.",
         )
@@ -61,7 +61,7 @@ def alone(stepper: Stepper) -> Iterator[None]:
 
 
 def wait_for_all(place: Place) -> None:
-    """Until every rank has come here."""
+    """Returns when every rank has called it."""
     if place.world_size > 1:
         torch.distributed.barrier()
 

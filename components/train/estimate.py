@@ -1,8 +1,8 @@
 """What a training step costs, counted on tensors without memory: FLOPs, and bytes by part.
 
-Everything is read off the operations that torch would run, on CUDA in bf16 autocast unless said otherwise, none of
-which runs. Activations are what autograd keeps for going backward; kernels' workspaces, the allocator's slack and the
-CUDA context come on top.
+Counts are taken from the operations that torch would run, on CUDA in bf16 autocast by default; none of them runs.
+Activations are what autograd keeps for the backward pass; kernels' workspaces, the allocator's slack and the CUDA
+context come on top.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def on_meta(model: M) -> M:
-    """A copy without memory."""
+    """A copy on the meta device."""
     memo: dict[int, Any] = {
         id(each): nn.Parameter(torch.empty_like(each, device="meta"), requires_grad=each.requires_grad)
         for each in model.parameters()

@@ -1,7 +1,7 @@
-"""One optimizer step, the same for all stages, without a word from the device to the host.
+"""One optimizer step, the same for all stages, without a synchronisation of host and device.
 
-B batch, F frames, C channels, h w latents, L D text. A loss or gradient that is not finite leaves every weight as it
-is: AdamW's fused kernel reads that off a number on the device, so nobody waits for it.
+B batch, F frames, C channels, h w latents, L D text. A step with a non-finite loss or gradient
+changes no weight: AdamW's fused kernel reads the flag on the device, so the host does not wait for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Task:
     title: str
     unet: nn.Module
     predictor: Callable[[nn.Module], Predict]
-    """The model, perhaps wrapped, to its answer: `objective.video_predictor` or `image_predictor`."""
+    """Maps the model, possibly wrapped for DDP, to its prediction: `objective.video_predictor` or `image_predictor`."""
     trainable: dict[str, nn.Parameter]
     text: Callable[[Sequence[str]], Tensor]
     """Captions to text states (B, L, D)."""
@@ -47,7 +47,7 @@ class Task:
     latent_size: tuple[int, int]
     """Height and width."""
     prediction: Prediction = "epsilon"
-    """What the base model answers."""
+    """What the base model predicts."""
     draw: Draw | None = None
     """A prompt, and noise (1, C, F, h, w) on the model's device, to pictures uint8 (F, H, W, 3); the model draws as it
     is at that moment."""
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process trains, one of `world_size` processes that share every batch."""
+    """The device and rank of this process, one of `world_size` processes that share every batch."""
 
     device: torch.device
     rank: int = 0
@@ -63,7 +63,7 @@ class Place:
 
 
 class Stepper:
-    """Model, optimizer and average of the weights; `step` changes them."""
+    """Model, optimizer and EMA of the weights; `step` updates them."""
 
     def __init__(self, config: TrainConfig, task: Task, place: Place) -> None:
         self.config, self.task, self.place = config, task, place

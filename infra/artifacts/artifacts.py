@@ -1,7 +1,7 @@
 """Artifacts: folders `<root>/<kind>/<name>/` with their data and a `record.json` that is written last.
 
-A stage reads folders and writes one folder. It is written into the sibling `.<name>.partial` and renamed when whole,
-so a folder with a record is complete and one without is not an artifact.
+A stage reads folders and writes one folder. It is written as the sibling `.<name>.partial` and renamed when
+complete, so a folder with a record is complete and one without is not an artifact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infra.artifacts.sealing import (
     RECORD,
     before_of,
     finish_replacing,
-    is_of_a_full_disk,
+    is_disk_full,
     locked,
     partial_of,
     share,
@@ -44,7 +44,7 @@ log = get_logger("infra")
 
 @dataclass(frozen=True)
 class Input:
-    """What an artifact was made from: another artifact, or an outside file or folder known by its SHA256."""
+    """An input of an artifact: another artifact, or another file or folder, identified by its SHA256."""
 
     kind: str
     name: str
@@ -98,7 +98,7 @@ class Draft:
 
 
 def outside(path: Path, kind: str) -> Input:
-    """An input that is no artifact of ours (a base model, a source table), by the SHA256 of its bytes."""
+    """An input that is not an artifact (a base model, a source table), by the SHA256 of its bytes."""
     return Input(kind, path.name, sha256_path(path))
 
 
@@ -110,7 +110,7 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
     """
     path = folder / RECORD
     if not path.is_file():
-        what = "is an unfinished or foreign folder" if folder.is_dir() else "does not exist"
+        what = "is unfinished, or not an artifact" if folder.is_dir() else "does not exist"
         raise UserError(
             f"{folder} {what}.",
             f"A finished {kind or 'artifact'} holds a {RECORD}, written last.",
@@ -127,7 +127,7 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
 
 
 def find(folder: Path, kind: str, config: Config, inputs: Mapping[str, Input]) -> Artifact | None:
-    """The finished artifact if it is there and was made from the same config and inputs, None if nothing is there.
+    """The finished artifact of the same config and inputs; None if the folder does not exist or is empty.
 
     Raises:
         UserError: the folder holds something else; the message names every field that differs.
@@ -144,7 +144,7 @@ def find(folder: Path, kind: str, config: Config, inputs: Mapping[str, Input]) -
     raise UserError(
         f"{folder} was made from something else: {'; '.join(differences(then, now)) or 'schema version'}.",
         "An artifact is never overwritten by one of another config or other inputs.",
-        f"Write to another --out, or remove {folder} to make it anew.",
+        f"Write to another --out, or remove {folder} to make it again.",
     )
 
 
@@ -154,7 +154,7 @@ def draft(
 ) -> Iterator[Draft]:
     """Opens the draft of an artifact; on a clean exit it is sealed with its record and renamed into place.
 
-    On an error the draft stays. `scratch` names a folder in it that a stopped run goes on from, and that is removed
+    On an error the draft stays. `scratch` names a folder in it from which a stopped run resumes, and that is removed
     once the record is written. While it holds a file, the same config and inputs find the draft again (`resumed` is
     True) and others are refused; else a draft starts from an empty folder, and a user's error leaves none.
 
@@ -177,7 +177,7 @@ def draft(
         try:
             resumed = worth_keeping()
             if resumed:
-                _check_goes_on(folder, partial, now)
+                _check_resumes(folder, partial, now)
             else:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
@@ -186,36 +186,36 @@ def draft(
             yield work
             _seal(work, folder, kind, config, started)
         except Exception as error:
-            if (isinstance(error, UserError) or is_of_a_full_disk(error)) and not worth_keeping():
+            if (isinstance(error, UserError) or is_disk_full(error)) and not worth_keeping():
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
-def _check_goes_on(folder: Path, partial: Path, now: dict[str, Any]) -> None:
-    """Compares what a stopped run was asked for with what is asked for now; changes in how it runs are only told.
+def _check_resumes(folder: Path, partial: Path, now: dict[str, Any]) -> None:
+    """Compares the config and inputs of a stopped run with those of this one; changed execution fields are only logged.
 
     Raises:
-        UserError: they would make different things.
+        UserError: they differ.
     """
     then: dict[str, Any] = json.loads((partial / DRAFT).read_text(encoding="utf-8"))
     if then.get("identity") != now["identity"]:
         raise UserError(
-            f"A stopped run of something else waits at {folder}: "
+            f"A stopped run with another config or other inputs is at {folder}: "
             f"{'; '.join(differences(then.get('identity', {}), now['identity']))}.",
-            "What it has saved belongs to its own config and inputs.",
-            f"Undo the change to go on with it, write to another --out, or remove {partial} to begin anew.",
+            "Its checkpoints belong to its own config and inputs.",
+            f"Undo the change to resume it, write to another --out, or remove {partial} to start again.",
         )
     if changed := differences(then["config"], now["config"]):
-        log.info("Going on with other settings: %s.", "; ".join(changed))
+        log.info("Resuming with other settings: %s.", "; ".join(changed))
 
 
 @contextmanager
 def revision(folder: Path, kind: str, config: Config) -> Iterator[Draft]:
-    """Opens the next version of an artifact whose files say themselves what they were made from.
+    """Opens the next version of an artifact whose files record their own inputs.
 
-    The draft's folder holds what earlier runs left there, whatever they were asked for. `inputs` are filled in before
+    The draft's folder keeps what earlier runs left there, with any config. `inputs` are filled in before
     the end, when they are known. On a clean exit the draft is sealed and takes the place of the finished artifact,
-    which stays whole until then.
+    which stays complete until then.
 
     Raises:
         UserError: the place cannot be written, or another run is writing it now.

@@ -1,6 +1,6 @@
-"""How an artifact takes its place: a lock, a draft beside it, a record written last, and one rename.
+"""How an artifact is written atomically: a lock, a draft beside it, a record written last, and one rename.
 
-A process may die between any two of these; whoever comes next finishes what was sealed and finds what was not.
+A process may be killed between any two of these; the next one completes a sealed draft and resumes another.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def locked(folder: Path) -> Iterator[Path]:
         finish_replacing(folder, partial)
         yield partial
     except Exception as error:
-        if not is_of_a_full_disk(error):
+        if not is_disk_full(error):
             raise
-        kept = "What a stopped run goes on from is kept."
+        kept = "The files to resume from are kept."
         raise UserError(
             f"There is no room left on the disk of {folder}.",
             kept if partial.exists() else "Nothing of this run is left on it.",
-            "Make room, and run the same command again; or name an --out on another disk.",
+            "Free some space, and run the same command again; or name an --out on another disk.",
         ) from None
     finally:
         # Removed while it is held: whoever opened it meanwhile sees that it has no name any more, and opens it anew.
@@ -71,8 +71,8 @@ def _not_lockable(folder: Path, error: OSError) -> UserError:
 
 
 def finish_replacing(folder: Path, partial: Path) -> None:
-    """From a written record on: what only served to go on is removed, and the draft takes its place. With no version
-    put aside, only a sealed draft without an artifact is moved."""
+    """Completes an interrupted replacement: a draft with a record loses its scratch files and takes the artifact's
+    place; an old version that was moved away comes back if there is no new one."""
     before = before_of(folder)
     if (partial / RECORD).is_file() and (partial / DRAFT).is_file():
         asked = json.loads((partial / DRAFT).read_text(encoding="utf-8"))
@@ -114,8 +114,8 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def is_of_a_full_disk(error: Exception) -> bool:
-    """Of Python's, or of a library in another language that tells it in words."""
+def is_disk_full(error: Exception) -> bool:
+    """Whether the error says so, by its errno or, from a library in Rust, in its text."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return f"os error {errno.ENOSPC}" in str(error)

@@ -249,7 +249,7 @@ def _keeps_dying(failures: int, error: Exception) -> WorkError:
     return WorkError(
         f"Workers died {failures} times without progress: {_last_line(error)}",
         "A machine may lack memory, or something kills its processes. What is saved is kept.",
-        "Run the same command again to go on from there; with fewer --workers on a machine, each has more memory.",
+        "Run the same command again to resume; with fewer --workers on a machine, each has more memory.",
     )
 
 

@@ -85,6 +85,7 @@ ALLOCATE = """
 import resource
 import sys
 
+import os
 import numpy as np
 
 from infra.runtime import keep_freed_memory
@@ -112,3 +113,13 @@ def test_freed_memory_is_kept():
 
     assert faults("as it comes") > 1000
     assert faults("keep") < 100
+
+
+def test_workers_of_ray_are_as_nice_as_this_process(ray_local: None):
+    import ray
+
+    @ray.remote
+    def niceness() -> int:
+        return os.nice(0)
+
+    assert ray.get(niceness.remote()) == os.nice(0)

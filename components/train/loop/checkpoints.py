@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one folder a step, whole once its manifest is there, verified before an older one goes."""
+"""Checkpoints of a run: one folder a step, complete once it has a manifest, verified before an older one is removed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def save(
     one whose state has the lowest `held_out_loss`.
 
     Raises:
-        UserError: there is no room, or the place cannot be written. What was there stays.
+        UserError: the disk is full, or the folder cannot be written. Older checkpoints stay.
     """
     target = folder / f"step-{step:08d}"
     try:
@@ -106,7 +106,7 @@ def save(
         raise UserError(
             f"The checkpoint {target} cannot be written: {getattr(error, 'strerror', None) or error}.",
             "The one before it is kept.",
-            "Make room on the disk, and run the same command again.",
+            "Free some space, and run the same command again.",
         ) from None
     sealed = _sealed(folder)
     losses = {path: _held_out_loss(path) for path in sealed}
@@ -124,7 +124,7 @@ def newest(folder: Path) -> Checkpoint | None:
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if re.fullmatch(r"step-\d+", path.name) and not (path / MANIFEST).is_file():
-                log.warning("The checkpoint %s was not finished and is passed over.", path.name)
+                log.warning("The checkpoint %s is incomplete and is skipped.", path.name)
     for path in reversed(_sealed(folder)):
         if verify(path):
             groups = {file.stem: load_file(file) for file in path.glob("*.safetensors")}

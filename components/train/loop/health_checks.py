@@ -1,4 +1,4 @@
-"""What ends a training that learns nothing: numbers that are not finite, a loss that runs away, a dead stage."""
+"""Checks that end a training: too many non-finite steps, a diverging loss, parameters that do not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = get_logger("components")
 
 
 def check_finite(step: int, skipped: int, before: int, allowed: int, losses: Sequence[float]) -> None:
-    """Tells of steps that were skipped since the last look.
+    """Warns of steps that were skipped since the last check.
 
     Raises:
         WorkError: there were more than are allowed.
@@ -42,7 +42,7 @@ def check_divergence(step: int, curve: Sequence[tuple[int, float]]) -> None:
     losses = [loss for _, loss in curve]
     if len(losses) > 2 and losses[-1] > 1.5 and losses[-1] > DIVERGED * min(losses[:-1]):
         raise WorkError(
-            f"The loss ran away: {losses[-1]:.3g} at step {step}, after {min(losses[:-1]):.3g}.",
+            f"The loss diverged: {losses[-1]:.3g} at step {step}, after {min(losses[:-1]):.3g}.",
             "The training has diverged. The last checkpoint is kept.",
             "Lower train.learning_rate, or lengthen train.warmup_steps.",
         )
@@ -58,12 +58,12 @@ class DeadStage:
     def check(self) -> None:
         """
         Raises:
-            WorkError: none of them has moved.
+            WorkError: none of them has changed.
         """
         if all(bool(old == new) for old, new in zip(self._before, self._norms(), strict=True)):
             raise WorkError(
-                f"After {DEAD_AFTER} steps no parameter of the {self._title} has moved.",
-                "Nothing is being learnt: the learning rate is too small for the numbers, or no gradient arrives.",
+                f"After {DEAD_AFTER} steps no parameter of the {self._title} has changed.",
+                "Nothing is learned: the learning rate is too small, or no gradient arrives.",
                 "Raise train.learning_rate or shorten train.warmup_steps.",
             )
 

@@ -1,4 +1,4 @@
-"""How a stage's training is run: in this process, or on workers that share every batch."""
+"""Where a training runs: in this process, or on several workers, each with an equal part of every batch."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Launch(Protocol):
 
 @dataclass(frozen=True)
 class InThisProcess:
-    """Nothing but this process."""
+    """Runs in this process."""
 
     workers: int = 1
 
     def __call__(self, job: Job, on_step: OnStep) -> None:
         messages.remove_mailbox(job.folder)  # of a run on workers that was killed
-        with Bar(job.title, on_step) as bar:
+        with ProgressBar(job.title, on_step) as bar:
             job.work(bar)
 
 
@@ -62,7 +62,11 @@ class OnWorkers:
         gpus = None if job.device == "auto" else job.device.startswith("cuda")
         checkpoints = job.folder / "checkpoints"
         # Ray takes SIGTERM over when it starts, so it starts first.
-        with workers.session(self.workers, self.address), stop_signals() as stop, Bar(job.title, on_step) as bar:
+        with (
+            workers.session(self.workers, self.address),
+            stop_signals() as stop,
+            ProgressBar(job.title, on_step) as bar,
+        ):
             listener = workers.Listener(
                 on_message=lambda line: bar(StepReport(**json.loads(line))),
                 stop=lambda: stop.name,
@@ -73,7 +77,7 @@ class OnWorkers:
 
 
 def launch_on(count: int = 1, address: str | None = None) -> Launch:
-    """So many workers, of the cluster at `address` where one is given; this process where neither asks for more."""
+    """Several workers, or workers of the cluster at `address`; else this process."""
     return InThisProcess() if count == 1 and address is None else OnWorkers(count, address)
 
 
@@ -90,13 +94,13 @@ def check_share(batch_size: int, launch: Launch) -> None:
         fitting = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
         raise UserError(
             f"{launch.workers} workers cannot share batches of {batch_size} clips.",
-            "The batch size is that of all workers together, and each takes as many clips of it.",
+            "train.batch_size counts the clips of all workers together, and each worker takes an equal part.",
             f"Set --workers to one of {', '.join(map(str, fitting))}, or train.batch_size to another multiple.",
         )
 
 
-class Bar:
-    """A progress bar of the steps, which hands their reports on."""
+class ProgressBar:
+    """A progress bar over the steps; passes each report on."""
 
     def __init__(self, title: str, on_step: OnStep) -> None:
         self._title, self._on_step = title, on_step
@@ -104,7 +108,7 @@ class Bar:
         self._figures: dict[str, str] = {}
         self._bar: Any = None
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""All that a training goes on from: weights, optimizer, average, and what the loop counts."""
+"""The state of a training in a checkpoint: weights, optimizer, EMA, and the counters of the loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from components.train.step import Stepper
 
 @dataclass
 class Progress:
-    """All of a run's state beside tensors; goes into every checkpoint."""
+    """The state of a run that is not tensors; part of every checkpoint."""
 
     step: int = 0
     skipped: int = 0
@@ -48,7 +48,7 @@ def save(writer: checkpoints.Writer, stepper: Stepper, progress: Progress) -> No
 
 
 def restore(folder: Path, stepper: Stepper) -> Progress:
-    """From the newest checkpoint in `folder`; the beginning where there is none."""
+    """Loads the newest checkpoint in `folder`; without one, the state of step 0."""
     found = checkpoints.newest(folder)
     if found is None:
         return Progress()

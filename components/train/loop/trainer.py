@@ -1,11 +1,11 @@
-"""The trainer of all three stages: the same loop over whatever parameters a stage leaves trainable.
+"""The trainer of every stage: one loop over the parameters that the stage trains.
 
 Nothing random has state: noise, timesteps, dropped captions and clips are functions of (seed, number of the sample), so
 that a run is resumed by one integer and a stopped and resumed run ends with the bits of an unbroken one (on the CPU;
 CUDA kernels may differ in the last bits).
 
-Ranks that train together (`components.train.distributed`) go the same way step by step; only rank 0 measures, reports and
-writes.
+Ranks that train together (`components.train.distributed`) take the same steps; only rank 0 measures, reports
+and writes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TrainResult:
 
 
 class TrainingStoppedError(WorkError):
-    """The run was asked to stop, has saved, and goes on when started again."""
+    """The run was stopped by a signal and has saved a checkpoint; the same call resumes it."""
 
 
 def train(
@@ -59,12 +59,12 @@ def train(
     folder: Path,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainResult:
-    """Trains to the last step, from the newest checkpoint in `folder` where there is one.
+    """Trains to the last step, from the newest checkpoint in `folder` if there is one.
 
     Raises:
         TrainingStoppedError: Ctrl-C or SIGTERM; the state is saved.
         UserError: a checkpoint cannot be written, or a package that the config asks for is not there.
-        WorkError: too many steps with a non-finite loss, a loss that runs away, or parameters that do not move.
+        WorkError: too many steps with a non-finite loss, a loss that diverges, or parameters that do not move.
     """
     runtime.keep_freed_memory()
     return _Run(config, task, source, folder, on_step or (lambda report: None)).run()
@@ -103,7 +103,7 @@ class _Run:
         self.progress = train_state.restore(self.folder / "checkpoints", self.stepper)
         first = self.progress.step
         if first:
-            log.info("%s goes on from step %d of %d.", self.task.title, first, self.config.steps)
+            log.info("%s resumes from step %d of %d.", self.task.title, first, self.config.steps)
         check_same(first, self.place)
         alive = health_checks.DeadStage(self.task.title, self.stepper.parameters) if first == 0 else None
         parts = self.config.gradient_accumulation
@@ -142,7 +142,7 @@ class _Run:
             self._look()
 
     def _look(self) -> None:
-        """Reads what the device has counted since the last look."""
+        """Reads losses and counters from the device, accumulated since the last read."""
         if not self.pending:
             return
         losses = torch.stack(self.pending).tolist()
@@ -153,7 +153,7 @@ class _Run:
         health_checks.check_finite(self.progress.step, skipped, before, self.config.skipped_steps_max, losses)
 
     def _report(self, first: int, elapsed: float, waited: float) -> None:
-        """Writes the curves, measures and draws where it is time, and tells of the step."""
+        """Writes the curves, measures and draws samples when due, and reports the step."""
         step, state, config = self.progress.step, self.progress, self.config
         last = step == config.steps
         trained = max(1e-9, elapsed - self.paused)
@@ -187,7 +187,7 @@ class _Run:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """What rank 0 does by itself, in time that is no training."""
+        """Work of rank 0 alone; its time does not count as training."""
         began = time.monotonic()
         with alone(self.stepper):
             yield
@@ -241,8 +241,8 @@ class _Run:
             reason = stop.name or stop_requested(self.folder) or "another worker was"
             raise TrainingStoppedError(
                 f"{self.task.title} stopped at step {step} of {self.config.steps} ({reason}).",
-                "Its state is saved.",
-                "Run the same command again to go on from there.",
+                "A checkpoint is saved.",
+                "Run the same command again to resume.",
             )
 
     def _result(self, samples: int, seconds: float) -> TrainResult:

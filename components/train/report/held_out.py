@@ -1,4 +1,4 @@
-"""What a training has learnt, on clips that it never sees: loss by timestep band, always with the same noise.
+"""The held-out loss, by timestep band, on clips that training never draws, always with the same noise.
 
 The plain loss says little about motion: a clip whose frames are shuffled has the same pictures. The *frame-shuffle gap*
 is how much better the model predicts frames in their order than out of it; a model that has learnt no motion has none.

@@ -1,4 +1,4 @@
-"""What a training run tells: its curves, a step's report, the loss as a picture; and how it is asked to stop."""
+"""What a training reports: curves, one report a step, loss.png; and the request to stop it."""
 
 from __future__ import annotations
 

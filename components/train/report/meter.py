@@ -1,4 +1,4 @@
-"""What a training uses of its device: FLOPs against a measured matmul rate, peak memory against what was predicted."""
+"""Use of the device: model FLOPs utilisation against a measured matmul rate, peak memory against the prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training draws while it learns: the same prompts from the same noise, so that only the weights differ.
+"""Samples drawn during training: the same prompts from the same noise, so that only the weights differ.
 
 F frames, C channels, h w latents, H W pixels.
 """

@@ -128,7 +128,7 @@ def test_a_disk_too_small_for_the_weights(cache: Path, tmp_path: Path):
 
 
 def test_a_disk_that_is_full_with_the_second_checkpoint(cache: Path, tmp_path: Path):
-    """The first one is kept, and with more room the run goes on from there."""
+    """The first one is kept, and with more room the run resumes from there."""
     script = (
         'mount -t tmpfs -o size=SIZE none DISK && "$@"; code=$?; ls DISK/.o.partial/checkpoints >&2; '
         'mount -o remount,size=64m DISK && "$@" && ls DISK/o >&2 && exit $code'
@@ -140,5 +140,5 @@ def test_a_disk_that_is_full_with_the_second_checkpoint(cache: Path, tmp_path: P
     assert len(errors) == 1, said
     assert "Make room" in errors[0]
     assert "step-00000001\n" in said
-    assert "goes on from step 1 of 6" in said
+    assert "resumes from step 1 of 6" in said
     assert "domain_adapter.safetensors" in said

@@ -178,7 +178,7 @@ def test_a_training_whose_process_is_killed_goes_on_when_it_is_run_again(prefect
     assert run["id"] != killed["id"]
     assert run["state_type"] == "COMPLETED"
     logs = ask(prefect, "logs", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
-    assert any(f"goes on from step {step} of 24" in log["message"] for log in logs)
+    assert any(f"resumes from step {step} of 24" in log["message"] for log in logs)
     assert artifacts.load(out, "motion-lora").counts["steps"] == 24
     found = shown(prefect, run)
     assert found["motion-lora-progress"]["data"] == 100.0
