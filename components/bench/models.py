@@ -11,7 +11,7 @@ from torch import nn
 
 from components.diffusion.objective import image_predictor, video_predictor
 from components.lora import domain_adapter, motion_lora
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.motion.module import MotionModuleConfig, fresh_motion_adapter, insert_motion_module
 from components.motion.presets import PresetName
 from components.stages.models import motion_parameters, task_of
 from components.train.activation_checkpointing import Checkpointing
@@ -103,7 +103,9 @@ def task_for(case: Case, device: torch.device) -> tuple[StableDiffusionPipeline,
         return pipeline, task_of(case.stage, pipeline, unet, image_predictor, trainable, source, config), source
     preset: PresetName = "from-base" if case.model == "pocket" else "v3"
     module = MotionModuleConfig(preset=preset)
-    pipeline.unet = video = insert(unet, fresh_motion_adapter(module, unet), module.group_norm, module.image_norm)
+    pipeline.unet = video = insert_motion_module(
+        unet, fresh_motion_adapter(module, unet), module.group_norm, module.image_norm
+    )
     if case.stage == "motion-module":
         trainable = motion_parameters(video)
     else:
@@ -112,7 +114,7 @@ def task_for(case: Case, device: torch.device) -> tuple[StableDiffusionPipeline,
 
 
 def _pocket() -> StableDiffusionPipeline:
-    from components.base.base_model import BaseModel, load_base
+    from components.base.model import BaseModel, load_base
     from infra.pocket.build import WEIGHTS
 
     return load_base(BaseModel(path=WEIGHTS / "base"))

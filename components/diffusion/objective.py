@@ -1,7 +1,7 @@
-"""The training objective: predict the noise of every frame (paper eq. 1 for stills, eq. 7 for clips).
+"""The training objective: predict the noise of every frame (paper eq. 1 for images, eq. 7 for clips).
 
-B batch, F frames, C channels, h w latents, L text positions, D text width. A still is a clip of one frame. Samples are
-numbered over a whole training (`infra.seeds`).
+B batch, F frames, C channels, h w latents, L tokens, D text width. An image is a clip of one frame. Samples are
+numbered over the whole training (`infra.seeds`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from components.diffusion.noise import TIMESTEPS, Prediction, add_noise, min_snr
 from infra.seeds import generator_of, key_of
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""z_t (B, C, F, h, w), t (B,) and text (B, L, D) to the predicted noise or velocity (B, C, F, h, w)."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides in one step: noise (B, C, F, h, w), one timestep a clip, and which captions are dropped."""
+    """The random numbers of one training step."""
 
     eps_BCFhw: Tensor
+    """Noise."""
     t_B: Tensor
+    """One timestep per clip."""
     drop_B: Tensor
+    """Whether the caption of a clip is dropped."""
 
 
 def draw(
@@ -37,11 +41,12 @@ def draw(
     offset_noise: float = 0.0,
     strata: int | None = None,
 ) -> Draw:
-    """The chance of these samples, each a function of (seed, its number): whoever draws them, with whatever others.
+    """The random numbers of these samples. Those of a sample depend only on the seed and its number, not on the rank or
+    the batch.
 
-    Noise is i.i.d. over frames and the timestep uniform and one for all frames of a clip, as in the official train.py.
-    `offset_noise` adds that much of a number drawn for each channel of a clip (Guttenberg 2023). With `strata` n,
-    sample k takes its timestep from the (k mod n)-th of n equal parts of all timesteps.
+    As in the official train.py, noise is i.i.d. over frames, and the timestep is uniform and the same for all frames of
+    a clip. `offset_noise` is the strength of an offset per clip and channel (Guttenberg 2023). `strata` = n stratifies
+    the timesteps: sample k draws from the (k mod n)-th of n equal parts of all timesteps.
     """
     eps, t, drop = [], [], []
     for sample in samples:
@@ -51,22 +56,17 @@ def draw(
                 (shape_CFhw[0], 1, 1, 1), np.float32
             )
             noise += np.float32(offset_noise) * offset
-        place = generator_of(_key("timestep", seed), sample).random()
+        uniform = generator_of(_key("timestep", seed), sample).random()
         if strata is not None:
-            place = (sample % strata + place) / strata
+            uniform = (sample % strata + uniform) / strata
         eps.append(noise)
-        t.append(min(int(place * TIMESTEPS), TIMESTEPS - 1))
+        t.append(min(int(uniform * TIMESTEPS), TIMESTEPS - 1))
         drop.append(bool(generator_of(_key("caption dropout", seed), sample).random() < caption_dropout))
     return Draw(torch.from_numpy(np.stack(eps)), torch.tensor(t), torch.tensor(drop))
 
 
-@lru_cache(maxsize=64)
-def _key(use: str, seed: int) -> np.uint64:
-    return key_of(use, seed)
-
-
 def video_predictor(unet: nn.Module) -> Predict:
-    """The answer of a `UNetMotionModel` to (z_t, t, text); it wants the text repeated for every frame."""
+    """Prediction of a `UNetMotionModel` from (z_t, t, text). Its text input is repeated for every frame."""
 
     def predict(z_t_BCFhw: Tensor, t_B: Tensor, text_BLD: Tensor) -> Tensor:
         frames = z_t_BCFhw.shape[2]
@@ -77,14 +77,14 @@ def video_predictor(unet: nn.Module) -> Predict:
 
 
 def image_predictor(unet: nn.Module) -> Predict:
-    """The answer of a `UNet2DConditionModel` to (z_t, t, text), every frame by itself."""
+    """Prediction of a `UNet2DConditionModel` from (z_t, t, text), for each frame separately."""
 
     def predict(z_t_BCFhw: Tensor, t_B: Tensor, text_BLD: Tensor) -> Tensor:
         batch, _, frames = z_t_BCFhw.shape[:3]
         z_t = z_t_BCFhw.transpose(1, 2).flatten(0, 1)
         t, text = t_B.repeat_interleave(frames), text_BLD.repeat_interleave(frames, dim=0)
-        answer = torch.as_tensor(unet(z_t, t, text, return_dict=False)[0])
-        return answer.view(batch, frames, *answer.shape[1:]).transpose(1, 2)
+        predicted = torch.as_tensor(unet(z_t, t, text, return_dict=False)[0])
+        return predicted.view(batch, frames, *predicted.shape[1:]).transpose(1, 2)
 
     return predict
 
@@ -98,7 +98,7 @@ def prediction_errors(
     alpha_bar: Tensor,
     prediction: Prediction = "epsilon",
 ) -> Tensor:
-    """Mean squared error of the predicted noise (or velocity), in fp32, one figure a clip (B,)."""
+    """Mean squared error of the predicted noise (or velocity) per clip (B,), in fp32."""
     z_t = add_noise(z_0_BCFhw, eps_BCFhw, t_B, alpha_bar)
     target = eps_BCFhw if prediction == "epsilon" else velocity(z_0_BCFhw, eps_BCFhw, t_B, alpha_bar)
     predicted = predict(z_t, t_B, text_BLD)
@@ -108,7 +108,12 @@ def prediction_errors(
 def weighted_mean(
     errors_B: Tensor, t_B: Tensor, alpha_bar: Tensor, min_snr_gamma: float | None, prediction: Prediction = "epsilon"
 ) -> Tensor:
-    """The loss: a plain mean, as the paper; or weighted by min-SNR."""
+    """The loss: the mean over the batch as in the paper, or the mean weighted by min-SNR."""
     if min_snr_gamma is None:
         return errors_B.mean()
     return (errors_B * min_snr_weights(t_B, alpha_bar, min_snr_gamma, prediction)).mean()
+
+
+@lru_cache(maxsize=64)
+def _key(use: str, seed: int) -> np.uint64:
+    return key_of(use, seed)

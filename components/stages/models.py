@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from components.base.base_model import BaseModel, load_base, prediction_of, vae_sha256
-from components.base.text_states import TextStates
+from components.base.caption_encoder import CaptionEncoder
+from components.base.model import BaseModel, load_base, prediction_type_of, vae_sha256
 from components.diffusion.objective import Predict, image_predictor
 from components.lora import domain_adapter as adapters
 from components.lora import lora
 from components.lora.stack import LoraStack
-from components.motion.motion_module import insert
+from components.motion.module import insert_motion_module
 from components.train.batch import BatchSource
 from components.train.config import TrainConfig
 from components.train.ranks import place_of
@@ -67,7 +67,7 @@ def video_unet(
             "Lower train.frames, or raise the motion module's max_frames.",
         )
     # The video model is a copy; the image UNet would be 3.2 GiB of SD 1.5 that nothing reads any more.
-    pipeline.unet = unet = insert(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
+    pipeline.unet = unet = insert_motion_module(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
     return unet
 
 
@@ -90,13 +90,13 @@ def task_of(
     config: TrainConfig,
 ) -> Task:
     """A clip is one frame where the model is the image model."""
-    prediction = prediction_of(pipeline)
+    prediction = prediction_type_of(pipeline)
     return Task(
         title=title,
         unet=unet,
         predictor=predictor,
         trainable=trainable,
-        text=TextStates(pipeline.tokenizer, pipeline.text_encoder, place_of(config.device).device),
+        text=CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, place_of(config.device).device),
         latent_scale=pipeline.vae.config.scaling_factor,
         frames=1 if predictor is image_predictor else config.frames,
         latent_size=cache.latent_size,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from components.convert.formats import export_original
-from components.files.names import PREFIX
+from components.files.state_dict_keys import UNET_PREFIX
 from components.lora import lora
 from components.motion.files import load_motion_module, save_motion_module
-from components.motion.motion_module import network_of
+from components.motion.module import network_of
 from infra.errors import WorkError
 from infra.quiet import quiet
 
@@ -37,8 +37,8 @@ def save_lora(folder: Path, kind: str, name: str, weights: Mapping[str, Tensor],
         _check_same(path, lora.load(path, kind).state, weights)
     with quiet():
         by_diffusers: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(str(folder), weight_name=name)
-    found = {layer.removeprefix(PREFIX): tensor for layer, tensor in by_diffusers[0].items()}
-    _check_same(folder / name, found, {layer.removeprefix(PREFIX): tensor for layer, tensor in weights.items()})
+    found = {layer.removeprefix(UNET_PREFIX): tensor for layer, tensor in by_diffusers[0].items()}
+    _check_same(folder / name, found, {layer.removeprefix(UNET_PREFIX): tensor for layer, tensor in weights.items()})
 
 
 def save_motion(folder: Path, adapter: MotionAdapter, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from components.base.base_model import HUB_REFERENCE
-from components.base.files import config_of
+from components.base.checks import read_config
+from components.base.model import HUB_REFERENCE
 from components.lora import lora
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.motion.module import MotionModuleConfig, fresh_motion_adapter, insert_motion_module
 from components.train.activation_checkpointing import Checkpointing
 from components.train.config import TrainConfig
 from components.train.estimate import GIB, Memory, Shape, least_that_fits, memory, step_flops
@@ -142,7 +142,7 @@ def unet_settings(base: Path) -> dict[str, Any]:
             "attention_head_dim": 8,
             "sample_size": 64,
         }
-    return config_of(base, "unet")
+    return read_config(base, "unet")
 
 
 def _model(stage: str, settings: dict[str, Any], module: MotionModuleConfig, rank: int) -> nn.Module:
@@ -152,12 +152,12 @@ def _model(stage: str, settings: dict[str, Any], module: MotionModuleConfig, ran
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(settings)
         if stage != "domain-adapter":
-            unet = insert(unet, fresh_motion_adapter(module, unet))
+            unet = insert_motion_module(unet, fresh_motion_adapter(module, unet))
         if stage == "motion-module":
             unet.requires_grad_(False)
             for name, parameter in unet.named_parameters():
                 parameter.requires_grad_(".motion_modules." in name)
         else:
-            lora.add_trainable(unet, stage, rank, seed=0)
+            lora.add_trainable_lora(unet, stage, rank, seed=0)
     assert isinstance(unet, nn.Module)
     return unet

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from components.base.base_model import BaseModel, fingerprint_of
+from components.base.model import BaseModel, fingerprint_of
 from components.diffusion.objective import image_predictor, video_predictor
-from components.files.inputs import weights_input
+from components.files.paths import weights_input
 from components.lora import domain_adapter as adapters
 from components.lora import motion_lora
-from components.motion.files import load_motion_module, shape_notes
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, motion_notes, motion_state
+from components.motion.files import load_motion_module, shape_metadata
+from components.motion.module import MotionModuleConfig, config_metadata, fresh_motion_adapter, motion_state_dict
 from components.stages.models import load_for, motion_parameters, start_lora, task_of, video_unet
 from components.stages.outputs import save_lora, save_motion
 from components.train.batch import BatchSource
@@ -110,7 +110,7 @@ def _domain_adapter(
     result = train(config.train, task, cache, folder, on_step)
     if _leaves(result, config.train, folder):
         notes = _notes(config, task, inputs)
-        save_lora(folder, adapters.KIND, adapters.WEIGHTS, result.weights, notes)
+        save_lora(folder, adapters.KIND, adapters.WEIGHTS_NAME, result.weights, notes)
 
 
 def train_motion_module(
@@ -155,7 +155,7 @@ def _motion_module(
     pipeline = load_for(base, cache, domain_adapter)
     if config.init_from is None:
         adapter = fresh_motion_adapter(config, pipeline.unet, config.train.seed)
-        of_module = {name: str(value) for name, value in motion_notes(config).items()}
+        of_module = {name: str(value) for name, value in config_metadata(config).items()}
     else:
         adapter, of_module = load_motion_module(config.init_from, config.max_frames)
     unet = video_unet(pipeline, adapter, of_module, config.train)
@@ -164,8 +164,8 @@ def _motion_module(
     result = train(config.train, task, cache, folder, on_step)
     if _leaves(result, config.train, folder):
         of_shape = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm")}
-        notes = {**of_shape, **shape_notes(adapter), **_notes(config, task, inputs)}
-        save_motion(folder, adapter, {**motion_state(unet), **result.weights}, notes)
+        notes = {**of_shape, **shape_metadata(adapter), **_notes(config, task, inputs)}
+        save_motion(folder, adapter, {**motion_state_dict(unet), **result.weights}, notes)
 
 
 def train_motion_lora(
@@ -221,7 +221,7 @@ def _motion_lora(
     if _leaves(result, config.train, folder):
         of_lora = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm", "max_frames")}
         notes = {**of_lora, **_notes(config, task, inputs)}
-        save_lora(folder, motion_lora.KIND, motion_lora.WEIGHTS, result.weights, notes)
+        save_lora(folder, motion_lora.KIND, motion_lora.WEIGHTS_NAME, result.weights, notes)
 
 
 def _leaves(result: TrainResult, config: TrainConfig, folder: Path) -> bool:

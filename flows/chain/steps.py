@@ -13,7 +13,7 @@ from infra.artifacts.artifacts import Artifact
 
 if TYPE_CHECKING:
     from components.animate.config import AnimationConfig, AnimationModels
-    from components.base.base_model import BaseModel
+    from components.base.model import BaseModel
     from components.stages.stages import DomainAdapterTraining, MotionLoraTraining, MotionModuleTraining
     from components.train.report.log import StepReport
     from data_prep.config import CacheConfig

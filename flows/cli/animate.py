@@ -62,7 +62,7 @@ def animate(
     --motion-lora zoom-in.safetensors:0.8 --prompt "a fox running through snow" --out runs/mine/fox`
     """
     from components.animate.config import AnimationModels
-    from components.base.base_model import EmbeddingFile, LoraFile
+    from components.base.model import EmbeddingFile, LoraFile
     from flows.chain import steps
 
     whole = recipe_with(recipe, overrides, base)

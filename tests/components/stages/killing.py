@@ -25,7 +25,7 @@ import torch.utils.tensorboard
 from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline, UNetMotionModel  # noqa: F401
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.stages import stages
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.stages import stages
 from components.train.config import TrainConfig
 from components.train.loop.trainer import train

@@ -10,7 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from components.base.base_model import BaseModel, load_base, vae_sha256
+from components.base.model import BaseModel, load_base, vae_sha256
 from components.stages import stages
 from components.train.config import TrainConfig
 from components.train.report.log import StepReport

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.stages import stages
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.diffusion.objective import draw
 from components.stages import stages
 from components.train.batch import ClipBatch
