@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.animate.config import AnimationConfig, AnimationModels, inputs_of
-from components.files.inputs import existing
+from components.files.paths import require_exists
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact
 from infra.artifacts.sealing import write_json
@@ -58,7 +58,7 @@ def animate(
     )
     inputs = inputs_of(models) if animator is None else dict(animator.inputs)
     for index, video in enumerate(config.control_videos):
-        inputs[f"control_video_{index}"] = artifacts.outside(existing(video, "control video"), "control-video")
+        inputs[f"control_video_{index}"] = artifacts.outside(require_exists(video, "control video"), "control-video")
     if done := artifacts.find(out, KIND, identity, inputs):
         return done
     frames = (animator or Animator(models, device)).frames(config)

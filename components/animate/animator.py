@@ -16,14 +16,14 @@ from torch import Tensor
 
 from components.animate.config import AnimationConfig, AnimationModels, inputs_of
 from components.animate.control import control_pictures, load_controlnet
-from components.base.base_model import load_base, prediction_of
+from components.base.model import load_base, prediction_type_of
 from components.diffusion.noise import BetaSchedule, inference_scheduler
 from components.diffusion.sampling import decode, denoise, image_pipeline, video_pipeline
 from components.lora.domain_adapter import load_domain_adapter
 from components.lora.motion_lora import load_motion_lora
 from components.lora.stack import LoraStack, check_fits
 from components.motion.files import load_motion_module
-from components.motion.motion_module import insert
+from components.motion.module import insert_motion_module
 from infra.artifacts.artifacts import Input
 from infra.errors import UserError
 from infra.logs import get_logger, progress
@@ -107,8 +107,8 @@ class Animator:
             return None, None, {}
         adapter, notes = load_motion_module(models.motion_module)
         group_norms: Any = notes["group_norm"], notes["image_group_norm"]
-        with self._image_loras.without():
-            video = insert(self._base.unet, adapter, *group_norms)
+        with self._image_loras.disabled():
+            video = insert_motion_module(self._base.unet, adapter, *group_norms)
         video = video.eval().requires_grad_(False).to(self._device)
         return video, LoraStack(video), notes
 
@@ -181,7 +181,7 @@ class Animator:
         return np.concatenate(pictures)
 
     def _scheduler(self, schedule: BetaSchedule, config: AnimationConfig) -> SchedulerMixin:
-        return inference_scheduler(schedule, config.scheduler, prediction_of(self._base))
+        return inference_scheduler(schedule, config.scheduler, prediction_type_of(self._base))
 
     def _denoise(self, pipeline: Any, config: AnimationConfig, noise: Tensor, bar: tqdm[Any], **extra: Any) -> Tensor:
         return denoise(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from components.base.base_model import BaseModel, fingerprint_of
+from components.base.model import BaseModel, fingerprint_of
 from components.diffusion.noise import BetaSchedule, Sampler
-from components.files.inputs import existing, weights_input
+from components.files.paths import require_exists, weights_input
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Input
 from infra.config import Config, execution
@@ -82,5 +82,5 @@ def inputs_of(models: AnimationModels) -> dict[str, Input]:
     if models.domain_adapter is not None:
         inputs["domain_adapter"] = weights_input(models.domain_adapter.path, "domain-adapter")
     for index, net in enumerate(models.controlnets):
-        inputs[f"controlnet_{index}"] = artifacts.outside(existing(net.path, "ControlNet"), "controlnet")
+        inputs[f"controlnet_{index}"] = artifacts.outside(require_exists(net.path, "ControlNet"), "controlnet")
     return inputs

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from components.base.hub import LOADING_ERRORS, first_line
-from components.files.weight_files import read_header
+from components.files.weights import read_header
 from infra.errors import UserError
 from infra.quiet import quiet
 from infra.video import read_mp4

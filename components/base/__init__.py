@@ -1,1 +1,1 @@
-"""The text-to-image model, plain or personalised; imports files, lora and diffusion."""
+"""The text-to-image model, plain or personalised, and its text encoder; imports files, lora and diffusion."""

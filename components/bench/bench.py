@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from components.base.text_states import TextStates
+from components.base.caption_encoder import CaptionEncoder
 from components.bench.models import CLIPS, TRICKS, WARM, Case, ClipsInMemory, config_of, task_for
 from components.train import step as train_step
 from components.train.batch import ClipBatch
@@ -195,7 +195,7 @@ def _without(
     if case.undo == "cached text":
 
         def encode(captions: Sequence[str]) -> Tensor:
-            return TextStates(pipeline.tokenizer, pipeline.text_encoder, device)(captions)
+            return CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, device)(captions)
 
         return source, replace(task, text=encode)
     if case.undo == "kept memory":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.motion.module import MotionModuleConfig, fresh_motion_adapter, insert_motion_module
 from components.motion.presets import PresetName
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining
@@ -101,7 +101,7 @@ def task_for(case: Case, device: torch.device) -> tuple[StableDiffusionPipeline,
     if stage.clips:
         module = MotionModuleConfig(preset=_preset(case))
         adapter = fresh_motion_adapter(module, pipeline.unet)
-        pipeline.unet = unet = insert(pipeline.unet, adapter, module.group_norm, module.image_norm)
+        pipeline.unet = unet = insert_motion_module(pipeline.unet, adapter, module.group_norm, module.image_norm)
     return pipeline, stage.task(pipeline, unet, stage.set_trainable(unet), source.latent_size), source
 
 
@@ -124,7 +124,7 @@ def _preset(case: Case) -> PresetName:
 
 
 def _pocket() -> StableDiffusionPipeline:
-    from components.base.base_model import BaseModel, load_base
+    from components.base.model import BaseModel, load_base
     from infra.pocket.build import WEIGHTS
 
     return load_base(BaseModel(path=WEIGHTS / "base"))

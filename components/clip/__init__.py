@@ -1,1 +1,1 @@
-"""CLIP models of open_clip as encoders; imports infra only."""
+"""CLIP models of open_clip as encoders; imports files."""

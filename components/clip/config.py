@@ -1,4 +1,4 @@
-"""Which CLIP model looks at pictures and texts."""
+"""Which CLIP model encodes images and texts."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from infra.config import Config, execution
 from infra.errors import UserError
 from infra.hashing import sha256_json, sha256_path
 
-LOCAL = "local-dir:"
+LOCAL_PREFIX = "local-dir:"
 
 
 class ClipModel(Config):
     """An open_clip model."""
 
     name: str = "ViT-B-32"
-    """An open_clip name (`ViT-B-32`), or `local-dir:PATH` for a folder with open_clip_config.json and weights."""
+    """A model name of open_clip (`ViT-B-32`), or `local-dir:PATH` for a folder with open_clip_config.json and
+    weights."""
     pretrained: str | None = "openai"
-    """An open_clip tag or a weight file for a name; of no effect for a `local-dir:`."""
+    """A tag of open_clip, or a weight file; not used with `local-dir:`."""
     batch_size: int = execution(64, ge=1)
-    """Images encoded at a time."""
+    """Images per batch."""
 
     def as_input(self) -> Input:
-        """What identifies the encoder: the bytes of a local folder or file, else name and tag.
+        """The model as an artifact's input: identified by the hash of its local folder or file, else by name and tag.
 
         Raises:
-            UserError: a local folder that is not there.
+            UserError: the local folder does not exist or is not in open_clip's format.
         """
-        if self.name.startswith(LOCAL):
-            folder = Path(self.name.removeprefix(LOCAL))
+        if self.name.startswith(LOCAL_PREFIX):
+            folder = Path(self.name.removeprefix(LOCAL_PREFIX))
             if not (folder / "open_clip_config.json").is_file():
                 raise UserError(
                     f"The CLIP folder {folder} has no open_clip_config.json.",

@@ -1,1 +1,1 @@
-"""Weights between the formats of other programs, and what a weight file is; imports files, lora, motion and base."""
+"""Conversion of weights between formats, and what a weight file is; imports files, lora, motion and base."""

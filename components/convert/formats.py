@@ -1,6 +1,6 @@
-"""Weight files between the original AnimateDiff format and diffusers', fresh ones, and what a file is.
+"""Conversion of weight files between the original AnimateDiff format and diffusers', and export of untrained modules.
 
-Conversions rename tensors and keep their dtype and bytes; every file that is written is read whole first.
+A conversion renames keys. Tensors keep their dtype and bytes unless another dtype is asked for.
 """
 
 from __future__ import annotations
@@ -11,55 +11,43 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from components.base.files import config_of
-from components.files.inputs import weight_file
-from components.files.kinds import KINDS, OURS, DType
-from components.files.names import is_original, lora_to_original
-from components.files.notes import metadata_for
-from components.files.weight_files import read_header, write_weights
+from components.base.checks import read_config
+from components.files.kinds import ANIMATEDIFF_KINDS, KINDS, DType
+from components.files.metadata import to_safetensors_metadata
+from components.files.paths import find_weight_file
+from components.files.state_dict_keys import is_original_format, lora_to_original
+from components.files.weights import read_header, write_weights
 from components.lora import lora
 from components.motion import files as motion_files
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, motion_notes
-from components.motion.presets import BASES, PRESETS, GroupNormMode, PresetName, UNetShape
+from components.motion.module import MotionModuleConfig, config_metadata, fresh_motion_adapter
+from components.motion.presets import BASE_SHAPES, PRESETS, GroupNormMode, PresetName, UNetShape
 from infra.errors import UserError
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export_original(source: Path, target: Path, dtype: DType | None = None) -> Path:
-    """Writes a motion module, domain adapter or MotionLoRA in the original format, notes included; `dtype` converts the
-    weights, none keeps the file's own.
+    """Writes a motion module, domain adapter or MotionLoRA in the original format, with its metadata. `dtype` converts
+    the tensors; none keeps the file's.
 
     Raises:
-        UserError: nothing that has an original format, or weights that are not whole.
+        UserError: a kind that has no original format, or weights that are incomplete.
     """
-    file = weight_file(source)
+    file = find_weight_file(source)
     kind = read_header(file).kind
     if kind == motion_files.KIND:
-        given = motion_files.read_motion(source if source.is_dir() else file)
-        if given.notes["network"] == "temporal-convolution":
-            raise UserError(
-                f"{source} is a motion module of temporal convolutions, the paper's ablation.",
-                "The original format has no names for them, and no other program could run them.",
-                "Animate with the folder itself.",
-            )
-        adapter = motion_files.empty_adapter(given.settings, given.notes["network"])
-        notes = given.notes | motion_files.shape_notes(adapter)
-        motion_files.write_motion_original(target, converted(given.state, dtype), notes)
-        return target
-    if kind in lora.LAYERS:
+        _export_motion_module(source if source.is_dir() else file, target, dtype)
+    elif kind in lora.TARGET_MODULES:
         weights = lora.load(file, kind)
-        write_weights(
-            target,
-            converted(lora_to_original(weights.state), dtype),
-            metadata_for(weights.noted | {"stage": kind}, original=True),
+        metadata = to_safetensors_metadata(weights.metadata_with_rank | {"stage": kind}, original=True)
+        write_weights(target, to_dtype(lora_to_original(weights.state), dtype), metadata)
+    else:
+        raise UserError(
+            f"{source} is {KINDS[kind]}.",
+            "Only motion modules, domain adapters and MotionLoRAs can be exported to the original format.",
+            "Pass one of those.",
         )
-        return target
-    raise UserError(
-        f"{source} is {KINDS[kind]}.",
-        "Motion modules, domain adapters and MotionLoRAs can be exported to the original format.",
-        "Name one of those.",
-    )
+    return target
 
 
 def import_original(
@@ -69,72 +57,49 @@ def import_original(
     group_norm: GroupNormMode | None = None,
     max_frames: int | None = None,
 ) -> Path:
-    """Writes a file in the original format in diffusers': a motion module as a folder, a LoRA as a file.
+    """Writes a file in the original format in diffusers' format: a motion module as a folder, a LoRA as a file.
 
-    `preset` and `group_norm` say of a motion module what its file leaves open; `max_frames` gives it positions for
-    another longest window.
+    For a motion module, `preset` and `group_norm` set what cannot be inferred from its file, and `max_frames` gives it
+    positional encodings of another length.
 
     Raises:
-        UserError: not in the original format, or not whole.
+        UserError: not in the original format, or incomplete.
     """
     header = read_header(source)
-    if header.kind not in OURS or not is_original(header.shapes):
+    kind = header.kind
+    if kind not in ANIMATEDIFF_KINDS or not is_original_format(header.shapes):
         raise UserError(
-            f"{source} is {KINDS[header.kind]}, and not in the original format.", "", "Name a file in that format."
+            f"{source} is {KINDS[kind]}, and not in the original format.", "", "Pass a file in the original format."
         )
-    if header.kind == motion_files.KIND:
-        _check_free(target)
-        given = motion_files.read_motion(source)
-        if max_frames is not None:
-            given = given.with_positions(max_frames)
-        said: dict[str, str] = {}
-        if preset is not None:
-            said |= {"preset": preset, "image_group_norm": PRESETS[preset].image_group_norm}
-        if group_norm is not None:
-            said |= {"group_norm": group_norm}
-        adapter = motion_files.empty_adapter(given.settings, given.notes["network"])
-        notes = given.notes | motion_files.shape_notes(adapter) | said
-        motion_files.write_motion_folder(target, adapter, given.state, notes)
-    else:
-        given_to_a_lora = {"--preset": preset, "--group-norm": group_norm, "--max-frames": max_frames}
-        if vain := [name for name, value in given_to_a_lora.items() if value is not None]:
-            raise UserError(
-                f"{' and '.join(vain)} say something of a motion module, and {source} is {KINDS[header.kind]}.",
-                "A LoRA has nothing of the kind.",
-                "Leave them out.",
-            )
-        weights = lora.load(source, header.kind)
-        write_weights(target, weights.state, metadata_for(weights.noted | {"stage": header.kind}, original=False))
+    if kind == motion_files.KIND:
+        _import_motion_module(source, target, preset, group_norm, max_frames)
+        return target
+    options = {"--preset": preset, "--group-norm": group_norm, "--max-frames": max_frames}
+    if unused := [name for name, value in options.items() if value is not None]:
+        raise UserError(
+            f"{' and '.join(unused)} can be set for a motion module only, and {source} is {KINDS[kind]}.",
+            "They have no meaning for a LoRA.",
+            "Leave them out.",
+        )
+    weights = lora.load(source, kind)
+    metadata = to_safetensors_metadata(weights.metadata_with_rank | {"stage": kind}, original=False)
+    write_weights(target, weights.state, metadata)
     return target
-
-
-def _check_free(folder: Path) -> None:
-    """
-    Raises:
-        UserError: something else than a motion module is there.
-    """
-    taken = folder.exists() and not motion_files.is_motion_folder(folder)
-    if taken and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} is {'a file' if folder.is_file() else 'a folder with other files'}.",
-            "A motion module is imported into a folder of its own.",
-            "Name a new folder.",
-        )
 
 
 def export_fresh(
     config: MotionModuleConfig, base: str, target: Path, seed: int = 0, dtype: DType | None = None
 ) -> Path:
-    """Writes an untrained motion module in the original format; no base weights are needed.
+    """Writes an untrained motion module in the original format. No base weights are needed.
 
-    `base` is `sd15`, `sdxl`, or a diffusers folder, of which the UNet's config is read.
+    `base` is `sd15`, `sdxl`, or a diffusers folder, of which only the UNet's config is read.
 
     Raises:
-        UserError: no such base, or one that the preset is not for.
+        UserError: no such base, or the preset does not fit it.
     """
     adapter = fresh_motion_adapter(config, base_shape(base), seed)
-    notes = motion_notes(config) | motion_files.shape_notes(adapter) | {"beta_schedule": "linear"}
-    motion_files.write_motion_original(target, converted(adapter.state_dict(), dtype), notes)
+    metadata = config_metadata(config) | motion_files.shape_metadata(adapter) | {"beta_schedule": "linear"}
+    motion_files.write_original_motion_module(target, to_dtype(adapter.state_dict(), dtype), metadata)
     return target
 
 
@@ -142,29 +107,75 @@ def base_shape(base: str) -> UNetShape:
     """The UNet shape of `sd15`, `sdxl` or a diffusers folder.
 
     Raises:
-        UserError: neither a name nor a folder with a UNet's config.
+        UserError: neither one of these names nor a folder with the config of a UNet.
     """
-    if base in BASES:
-        return BASES[base]
+    if base in BASE_SHAPES:
+        return BASE_SHAPES[base]
     try:
-        return UNetShape.of(config_of(Path(base), "unet"))
+        return UNetShape.from_config(read_config(Path(base), "unet"))
     except (UserError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{base} is no base model: {Path(base) / 'unet' / 'config.json'} cannot be read.",
-            f"The motion module takes its widths from there. Known by name: {', '.join(BASES)}.",
+            f"{base} is not a base model: {Path(base) / 'unet' / 'config.json'} cannot be read.",
+            f"The motion module takes its sizes from that file. Known names: {', '.join(BASE_SHAPES)}.",
             "Pass one of these names, or a diffusers folder.",
         ) from None
 
 
-def converted(state: Mapping[str, Tensor], dtype: DType | None) -> dict[str, Tensor]:
-    """The tensors as fp32, fp16 or bf16; none leaves them.
+def to_dtype(state: Mapping[str, Tensor], dtype: DType | None) -> dict[str, Tensor]:
+    """The tensors converted to this dtype; none leaves them as they are.
 
     Raises:
-        UserError: a value does not fit into fp16.
+        UserError: a value is too large for fp16.
     """
     if dtype is None:
         return dict(state)
-    out = {name: tensor.to(TORCH_DTYPES[dtype]) for name, tensor in state.items()}
-    if lost := [name for name, tensor in out.items() if not torch.isfinite(tensor).all()]:
-        raise UserError(f"{lost[0]} has values that {dtype} cannot hold.", "They would become infinite.", "Use bf16.")
-    return out
+    converted = {name: tensor.to(TORCH_DTYPES[dtype]) for name, tensor in state.items()}
+    if overflowed := [name for name, tensor in converted.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(
+            f"{overflowed[0]} has values that {dtype} cannot hold.", "They would become infinite.", "Use bf16."
+        )
+    return converted
+
+
+def _export_motion_module(source: Path, target: Path, dtype: DType | None) -> None:
+    weights = motion_files.read_motion_module(source)
+    if weights.metadata["network"] == "temporal-convolution":
+        raise UserError(
+            f"{source} is a motion module of temporal convolutions, the paper's ablation.",
+            "The original format has no keys for them, and no other program could run them.",
+            "Animate with the folder itself.",
+        )
+    adapter = motion_files.meta_adapter(weights.config, weights.metadata["network"])
+    metadata = weights.metadata | motion_files.shape_metadata(adapter)
+    motion_files.write_original_motion_module(target, to_dtype(weights.state, dtype), metadata)
+
+
+def _import_motion_module(
+    source: Path, target: Path, preset: PresetName | None, group_norm: GroupNormMode | None, max_frames: int | None
+) -> None:
+    _check_target(target)
+    weights = motion_files.read_motion_module(source)
+    if max_frames is not None:
+        weights = weights.with_positions(max_frames)
+    changes: dict[str, str] = {}
+    if preset is not None:
+        changes |= {"preset": preset, "image_group_norm": PRESETS[preset].image_group_norm}
+    if group_norm is not None:
+        changes |= {"group_norm": group_norm}
+    adapter = motion_files.meta_adapter(weights.config, weights.metadata["network"])
+    metadata = weights.metadata | motion_files.shape_metadata(adapter) | changes
+    motion_files.write_motion_adapter_folder(target, adapter, weights.state, metadata)
+
+
+def _check_target(folder: Path) -> None:
+    """
+    Raises:
+        UserError: a file, or a folder with files that are not a motion module.
+    """
+    exists = folder.exists() and not motion_files.is_motion_adapter_folder(folder)
+    if exists and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} is {'a file' if folder.is_file() else 'a folder with other files'}.",
+            "A motion module is imported into a folder of its own.",
+            "Choose a new folder.",
+        )

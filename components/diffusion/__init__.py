@@ -1,1 +1,1 @@
-"""Noise, the training objective and the samplers; imports infra only."""
+"""Noise schedules, the training objective and sampling; imports infra only."""

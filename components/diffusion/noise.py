@@ -1,4 +1,4 @@
-"""The noise of training and sampling: DDPM's forward process (Ho et al. 2020, eq. 4) over T = 1000 timesteps."""
+"""Noise schedules of training and sampling: DDPM's forward process (Ho et al. 2020, eq. 4) with T = 1000 timesteps."""
 
 from __future__ import annotations
 
@@ -26,55 +26,56 @@ SAMPLERS: dict[str, str] = {
     "pndm": "PNDMScheduler",
     "lcm": "LCMScheduler",
 }
+"""Sampler to diffusers' class."""
+SAMPLER_OPTIONS: dict[str, dict[str, object]] = {
+    "ddim": {"clip_sample": False, "set_alpha_to_one": False},
+    "ddpm": {"clip_sample": False},
+    "dpm++-2m": {"algorithm_type": "dpmsolver++", "solver_order": 2},
+}
 
 
 def betas(schedule: BetaSchedule = "linear") -> Tensor:
-    """beta_t, float32 (T,). `linear` is the video stages' (official training.yaml), `scaled_linear` is SD 1.5's own:
-    linear in sqrt(beta)."""
+    """beta_t, float32 (T,). `linear` is for the video stages (official training.yaml). `scaled_linear`, which is linear
+    in sqrt(beta), is that of SD 1.5."""
     if schedule == "linear":
         return torch.linspace(BETA_START, BETA_END, TIMESTEPS, dtype=torch.float32)
     return torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS, dtype=torch.float32) ** 2
 
 
 def alpha_bars(schedule: BetaSchedule = "linear") -> Tensor:
-    """alpha_bar_t = prod_{s<=t} (1 - beta_s), float32 (T,): the share of the picture's variance left at t."""
+    """alpha_bar_t = prod_{s<=t} (1 - beta_s), float32 (T,); diffusers' `alphas_cumprod`."""
     return torch.cumprod(1.0 - betas(schedule), dim=0)
 
 
 def add_noise(z_0: Tensor, eps: Tensor, t_B: Tensor, alpha_bar: Tensor) -> Tensor:
-    """z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps, one t for each item of the batch."""
-    share = alpha_bar.to(z_0.device)[t_B].view(-1, *[1] * (z_0.dim() - 1))
-    return share.sqrt() * z_0 + (1 - share).sqrt() * eps
+    """z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps, with one t per item of the batch."""
+    alpha_bar_t = _at(alpha_bar, t_B, z_0)
+    return alpha_bar_t.sqrt() * z_0 + (1 - alpha_bar_t).sqrt() * eps
 
 
 def velocity(z_0: Tensor, eps: Tensor, t_B: Tensor, alpha_bar: Tensor) -> Tensor:
     """v_t = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0 (Salimans and Ho 2022, appendix D)."""
-    share = alpha_bar.to(z_0.device)[t_B].view(-1, *[1] * (z_0.dim() - 1))
-    return share.sqrt() * eps - (1 - share).sqrt() * z_0
+    alpha_bar_t = _at(alpha_bar, t_B, z_0)
+    return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * z_0
 
 
 def min_snr_weights(t_B: Tensor, alpha_bar: Tensor, gamma: float, prediction: Prediction = "epsilon") -> Tensor:
-    """min(SNR, gamma) / SNR for epsilon-prediction, / (SNR + 1) for velocity, (B,) (Hang et al. 2023, eq. 8)."""
-    share = alpha_bar.to(t_B.device)[t_B]
-    snr = share / (1 - share)
+    """Loss weights (B,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for velocity (Hang et al. 2023, eq. 8)."""
+    alpha_bar_t = alpha_bar.to(t_B.device)[t_B]
+    snr = alpha_bar_t / (1 - alpha_bar_t)
     return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
 
 
 def inference_scheduler(
     schedule: BetaSchedule = "linear", sampler: Sampler = "ddim", prediction: Prediction = "epsilon"
 ) -> SchedulerMixin:
-    """DDIM as the official demos sample (inference-v3.yaml: no clipping, `linspace` spacing, offset 1), or another
-    sampler on the same noise."""
+    """The diffusers scheduler of a sampler. DDIM has the settings of the official demos (inference-v3.yaml: no
+    clipping, `linspace` spacing, offset 1)."""
     import diffusers
 
-    made = getattr(diffusers, SAMPLERS[sampler])
-    given: dict[str, object] = {"clip_sample": False, "set_alpha_to_one": False} if sampler == "ddim" else {}
-    if sampler == "ddpm":
-        given = {"clip_sample": False}
-    if sampler == "dpm++-2m":
-        given = {"algorithm_type": "dpmsolver++", "solver_order": 2}
-    with quiet():  # some of them warn of numpy's ways
-        return made(
+    scheduler = getattr(diffusers, SAMPLERS[sampler])
+    with quiet():  # some schedulers log numpy warnings
+        return scheduler(
             num_train_timesteps=TIMESTEPS,
             beta_start=BETA_START,
             beta_end=BETA_END,
@@ -82,5 +83,10 @@ def inference_scheduler(
             prediction_type=prediction,
             steps_offset=1,
             timestep_spacing="linspace",
-            **given,
+            **SAMPLER_OPTIONS.get(sampler, {}),
         )
+
+
+def _at(alpha_bar: Tensor, t_B: Tensor, like: Tensor) -> Tensor:
+    """alpha_bar_t of each item of a batch, shaped to be multiplied with `like`."""
+    return alpha_bar.to(like.device)[t_B].view(-1, *[1] * (like.dim() - 1))

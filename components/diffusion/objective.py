@@ -1,4 +1,4 @@
-"""The training objective: predict the noise of every frame (paper eq. 1 for stills, eq. 7 for clips).
+"""The training objective: predict the noise of every frame (paper eq. 1 for images, eq. 7 for clips).
 
 B batch, F frames, C channels, h w latents, L text positions, D text width. A still is a clip of one frame. Samples are
 numbered through a whole training (`infra.seeds`).
@@ -18,6 +18,7 @@ from components.diffusion.noise import TIMESTEPS, Prediction, add_noise, min_snr
 from infra.seeds import generator_for, key_for
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""z_t (B, C, F, h, w), t (B,) and text (B, L, D) to the predicted noise or velocity (B, C, F, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,11 @@ class Draw:
     """The random draws of one step: noise (B, C, F, h, w), one timestep a clip, and which captions are dropped."""
 
     eps_BCFhw: Tensor
+    """Noise."""
     t_B: Tensor
+    """One timestep per clip."""
     drop_B: Tensor
+    """Whether the caption of a clip is dropped."""
 
 
 def draw(
@@ -39,9 +43,9 @@ def draw(
 ) -> Draw:
     """The random draws of these samples. Each is a function of (seed, sample number) alone.
 
-    Noise is i.i.d. over frames and the timestep uniform and one for all frames of a clip, as in the official train.py.
-    `offset_noise` adds that much of a number drawn for each channel of a clip (Guttenberg 2023). With `strata` n,
-    sample k takes its timestep from the (k mod n)-th of n equal parts of all timesteps.
+    As in the official train.py, noise is i.i.d. over frames, and the timestep is uniform and the same for all frames of
+    a clip. `offset_noise` is the strength of an offset per clip and channel (Guttenberg 2023). `strata` = n stratifies
+    the timesteps: sample k draws from the (k mod n)-th of n equal parts of all timesteps.
     """
     eps, t, drop = [], [], []
     for sample in samples:
@@ -66,7 +70,7 @@ def _key(purpose: str, seed: int) -> np.uint64:
 
 
 def video_predictor(unet: nn.Module) -> Predict:
-    """The answer of a `UNetMotionModel` to (z_t, t, text); it wants the text repeated for every frame."""
+    """Prediction of a `UNetMotionModel` from (z_t, t, text). Its text input is repeated for every frame."""
 
     def predict(z_t_BCFhw: Tensor, t_B: Tensor, text_BLD: Tensor) -> Tensor:
         frames = z_t_BCFhw.shape[2]
@@ -77,14 +81,14 @@ def video_predictor(unet: nn.Module) -> Predict:
 
 
 def image_predictor(unet: nn.Module) -> Predict:
-    """The answer of a `UNet2DConditionModel` to (z_t, t, text), every frame by itself."""
+    """Prediction of a `UNet2DConditionModel` from (z_t, t, text), for each frame separately."""
 
     def predict(z_t_BCFhw: Tensor, t_B: Tensor, text_BLD: Tensor) -> Tensor:
         batch, _, frames = z_t_BCFhw.shape[:3]
         z_t = z_t_BCFhw.transpose(1, 2).flatten(0, 1)
         t, text = t_B.repeat_interleave(frames), text_BLD.repeat_interleave(frames, dim=0)
-        answer = torch.as_tensor(unet(z_t, t, text, return_dict=False)[0])
-        return answer.view(batch, frames, *answer.shape[1:]).transpose(1, 2)
+        predicted = torch.as_tensor(unet(z_t, t, text, return_dict=False)[0])
+        return predicted.view(batch, frames, *predicted.shape[1:]).transpose(1, 2)
 
     return predict
 
@@ -98,7 +102,7 @@ def prediction_errors(
     alpha_bar: Tensor,
     prediction: Prediction = "epsilon",
 ) -> Tensor:
-    """Mean squared error of the predicted noise (or velocity), in fp32, one figure a clip (B,)."""
+    """Mean squared error of the predicted noise (or velocity) per clip (B,), in fp32."""
     z_t = add_noise(z_0_BCFhw, eps_BCFhw, t_B, alpha_bar)
     target = eps_BCFhw if prediction == "epsilon" else velocity(z_0_BCFhw, eps_BCFhw, t_B, alpha_bar)
     predicted = predict(z_t, t_B, text_BLD)
@@ -108,7 +112,7 @@ def prediction_errors(
 def weighted_mean(
     errors_B: Tensor, t_B: Tensor, alpha_bar: Tensor, min_snr_gamma: float | None, prediction: Prediction = "epsilon"
 ) -> Tensor:
-    """The loss: a plain mean, as the paper; or weighted by min-SNR."""
+    """The loss: the mean over the batch as in the paper, or the mean weighted by min-SNR."""
     if min_snr_gamma is None:
         return errors_B.mean()
     return (errors_B * min_snr_weights(t_B, alpha_bar, min_snr_gamma, prediction)).mean()

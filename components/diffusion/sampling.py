@@ -1,4 +1,4 @@
-"""Denoising with diffusers' pipelines: from given noise to pixels. N pictures, F frames, h w latents, H W pixels."""
+"""Sampling with diffusers' pipelines, from noise to pixels. N images, F frames, h w latents, H W pixels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from infra.video import UInt8
 if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline, SchedulerMixin, StableDiffusionPipeline
 
-PIXELS_DECODED_AT_ONCE = 16 * 256 * 256  # the VAE's last layers hold some 2 GiB for these
+DECODED_PIXELS_MAX = 16 * 256 * 256  # per batch of the VAE, whose last layers take about 2 GiB for these
 
 
 def image_pipeline(
     base: StableDiffusionPipeline, unet: nn.Module, scheduler: SchedulerMixin
 ) -> StableDiffusionPipeline:
-    """A pipeline of its own for every call: a sampler keeps state, and the base's is not ours to change."""
+    """A new pipeline around the parts of the base model. One per call, since a scheduler has state."""
     from diffusers import StableDiffusionPipeline
 
     with quiet():
@@ -34,7 +34,7 @@ def image_pipeline(
 def video_pipeline(
     base: StableDiffusionPipeline, unet: nn.Module, scheduler: SchedulerMixin, controlnets: Sequence[nn.Module] = ()
 ) -> AnimateDiffPipeline:
-    """As `image_pipeline`, for a `UNetMotionModel`; with ControlNets where there are any."""
+    """As `image_pipeline`, for a `UNetMotionModel` and optional ControlNets."""
     from diffusers import AnimateDiffControlNetPipeline, AnimateDiffPipeline
 
     parts = {**_parts(base), "unet": unet, "scheduler": scheduler, "motion_adapter": None}
@@ -44,10 +44,6 @@ def video_pipeline(
         return AnimateDiffPipeline(**parts)
 
 
-def _parts(base: StableDiffusionPipeline) -> dict[str, Any]:
-    return {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer}
-
-
 def denoise(
     pipeline: Any,
     noise: Tensor,
@@ -55,14 +51,14 @@ def denoise(
     negative_prompt: str,
     steps: int,
     guidance_scale: float,
-    advance: Callable[[], object] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
     **extra: Any,
 ) -> Tensor:
-    """Latents of the result; the pipeline scales the noise to what its sampler starts from. `advance` is called after
-    every step."""
+    """The denoised latents. The pipeline scales the noise as its scheduler needs it. `on_step` is called after every
+    step."""
 
     def on_step_end(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-        advance()
+        on_step()
         return values
 
     factor = pipeline.vae_scale_factor
@@ -87,12 +83,16 @@ def denoise(
 
 @torch.no_grad()
 def decode(base: StableDiffusionPipeline, latents_NChw: Tensor) -> UInt8:
-    """uint8 (N, H, W, 3), so many at once as fit `PIXELS_DECODED_AT_ONCE`."""
+    """uint8 (N, H, W, 3), decoded in batches of at most `DECODED_PIXELS_MAX` pixels."""
     vae = base.vae
     pixels = latents_NChw[0, 0].numel() * base.vae_scale_factor**2
-    done = []
-    for part in torch.split(latents_NChw, max(1, PIXELS_DECODED_AT_ONCE // pixels)):
-        pictures = vae.decode(part / vae.config.scaling_factor, return_dict=False)[0]
-        scaled = (pictures.float() / 2 + 0.5).clamp(0, 1) * 255
-        done.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(done)
+    decoded = []
+    for batch in torch.split(latents_NChw, max(1, DECODED_PIXELS_MAX // pixels)):
+        images = vae.decode(batch / vae.config.scaling_factor, return_dict=False)[0]
+        scaled = (images.float() / 2 + 0.5).clamp(0, 1) * 255
+        decoded.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(decoded)
+
+
+def _parts(base: StableDiffusionPipeline) -> dict[str, Any]:
+    return {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer}

@@ -1,1 +1,1 @@
-"""Weight files, read and written safely; imports infra only."""
+"""Weight files: reading, checking and writing them; imports infra only."""

@@ -1,4 +1,4 @@
-"""What a weight file is, from its tensors' names and shapes: ours, and those that people mix up with them."""
+"""The kind of a weight file (motion module, LoRA, checkpoint, …), inferred from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ from infra.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 DType = Literal["fp32", "fp16", "bf16"]
-"""What weights can be converted to."""
+"""The dtypes that weights can be converted to."""
 
 KINDS = {
     "motion-module": "a motion module",
     "motion-lora": "a MotionLoRA",
     "domain-adapter": "a domain adapter",
     "kohya-lora": "a LoRA of an image model (kohya format)",
-    "sdxl-lora": "a LoRA of SDXL",
-    "sd2-lora": "a LoRA of Stable Diffusion 2",
+    "sdxl-lora": "an SDXL LoRA",
+    "sd2-lora": "a Stable Diffusion 2 LoRA",
     "loha": "a LoHa (LyCORIS, Hadamard products)",
     "lokr": "a LoKr (LyCORIS, Kronecker products)",
     "locon-mid": "a LoCon with lora_mid tensors (LyCORIS, Tucker decomposition)",
     "dora": "a DoRA (LoRA with dora_scale)",
     "lycoris": "a LyCORIS file of another algorithm",
-    "checkpoint": "a whole Stable Diffusion 1.x model",
-    "inpainting-checkpoint": "a whole inpainting model",
-    "pix2pix-checkpoint": "a whole model that edits images",
-    "sd2-checkpoint": "a whole Stable Diffusion 2 model",
-    "sdxl-checkpoint": "a whole SDXL model",
+    "checkpoint": "a Stable Diffusion 1.x checkpoint",
+    "inpainting-checkpoint": "an inpainting checkpoint",
+    "pix2pix-checkpoint": "an InstructPix2Pix checkpoint",
+    "sd2-checkpoint": "a Stable Diffusion 2 checkpoint",
+    "sdxl-checkpoint": "an SDXL checkpoint",
     "textual-inversion": "a textual-inversion embedding",
-    "sdxl-textual-inversion": "a textual-inversion embedding of SDXL",
+    "sdxl-textual-inversion": "an SDXL textual-inversion embedding",
     "controlnet": "a ControlNet",
     "sparsectrl": "a SparseCtrl encoder",
-    "pia": "a motion module of PIA, which takes a picture as more input",
+    "pia": "a motion module of PIA (image-conditioned)",
     "hotshot-xl": "a motion module of Hotshot-XL",
     "unet": "the UNet of a diffusers folder",
     "vae": "a VAE",
     "unknown": "a file of unknown kind",
 }
-OURS = ("motion-module", "motion-lora", "domain-adapter")
-OPTIONS = {
+"""Kind to what it is called in messages."""
+ANIMATEDIFF_KINDS = ("motion-module", "motion-lora", "domain-adapter")
+"""The kinds that this project trains."""
+OPTION_HINTS = {
     "motion-module": "Pass it as --motion-module.",
     "motion-lora": "Pass it as --motion-lora.",
     "domain-adapter": "Pass it as --domain-adapter.",
@@ -49,26 +51,28 @@ OPTIONS = {
     "textual-inversion": "Pass it as --embedding.",
     "controlnet": "Pass the ControlNet's diffusers folder as --controlnet.",
 }
-MEANINGS = {
-    "motion-module": "A motion module is all temporal layers of a video model.",
-    "motion-lora": "A MotionLoRA changes the temporal layers of a motion module, nothing else.",
-    "domain-adapter": "A domain adapter changes the image layers, and is not trained on motion.",
-    "sdxl-lora": "SDXL has other layers than Stable Diffusion 1.x; its LoRAs fit no SD 1.x model.",
-    "sd2-lora": "Stable Diffusion 2 has another text encoder than 1.x; its LoRAs fit no SD 1.x model.",
-    "loha": "LoHa is not supported: only plain LoRA (lora_down, lora_up, alpha) is.",
-    "lokr": "LoKr is not supported: only plain LoRA (lora_down, lora_up, alpha) is.",
-    "locon-mid": "lora_mid is not supported: only plain LoRA and LoCon (lora_down, lora_up, alpha) are.",
-    "dora": "DoRA is not supported: only plain LoRA (lora_down, lora_up, alpha) is.",
+"""Kind to the command-line option that takes it."""
+EXPLANATIONS = {
+    "motion-module": "A motion module holds all temporal layers of a video model.",
+    "motion-lora": "A MotionLoRA changes the temporal layers of a motion module only.",
+    "domain-adapter": "A domain adapter changes the image layers only and is not trained on motion.",
+    "sdxl-lora": "SDXL has other layers than Stable Diffusion 1.x. Its LoRAs fit no SD 1.x model.",
+    "sd2-lora": "Stable Diffusion 2 has another text encoder than 1.x. Its LoRAs fit no SD 1.x model.",
+    "loha": "LoHa is not supported. Only plain LoRA (lora_down, lora_up, alpha) is.",
+    "lokr": "LoKr is not supported. Only plain LoRA (lora_down, lora_up, alpha) is.",
+    "locon-mid": "lora_mid is not supported. Only plain LoRA and LoCon (lora_down, lora_up, alpha) are.",
+    "dora": "DoRA is not supported. Only plain LoRA (lora_down, lora_up, alpha) is.",
     "lycoris": "Only plain LoRA (lora_down, lora_up, alpha) is supported.",
-    "pia": "Its first layer takes nine channels; without it the rest would not do what it was trained for.",
+    "pia": "It needs a UNet whose first layer takes nine input channels.",
     "hotshot-xl": "It has other temporal layers than AnimateDiff.",
-    "sparsectrl": "It steers a motion module by single frames, which is not supported.",
-    "inpainting-checkpoint": "Its UNet takes a mask and a masked picture as more input; motion modules take neither.",
-    "pix2pix-checkpoint": "Its UNet takes a picture as more input; motion modules were not trained with one.",
-    "sd2-checkpoint": "Motion modules of SD 1.5 fit its sizes and not its features: frames would be noise.",
-    "sdxl-checkpoint": "Motion modules of SD 1.5 do not fit it.",
+    "sparsectrl": "SparseCtrl is not supported.",
+    "inpainting-checkpoint": "Its UNet also takes a mask and a masked image. Motion modules were trained without them.",
+    "pix2pix-checkpoint": "Its UNet also takes an image. Motion modules were trained without one.",
+    "sd2-checkpoint": "SD 1.5 motion modules fit its sizes but not its features, so the frames would be noise.",
+    "sdxl-checkpoint": "SD 1.5 motion modules do not fit it.",
 }
-# Names by which an algorithm of LyCORIS is told, first match first.
+"""Kind to why it is not what was asked for."""
+# Patterns of tensor names to LyCORIS algorithms; the first match counts.
 _LYCORIS = {
     r"\.hada_w[12]": "loha",
     r"\.lokr_w[12]": "lokr",
@@ -76,21 +80,21 @@ _LYCORIS = {
     r"\.dora_scale$": "dora",
     r"\.(diff|diff_b|on_input|w_norm|b_norm|a1\.weight)$|\.oft_": "lycoris",
 }
-_CROSS_WIDTHS = {1024: "sd2", 2048: "sdxl"}
+_CROSS_ATTENTION_DIMS = {1024: "sd2", 2048: "sdxl"}
 
 
-def wrong_kind(path: object, found: str, wanted: str) -> UserError:
-    """The error for weights of one kind given where another is needed, a key of `KINDS`; `found` may be an artifact of
-    no weights."""
+def wrong_kind_error(path: object, found: str, wanted: str) -> UserError:
+    """The error for weights of kind `found` where kind `wanted` is needed. `found` may also be the kind of an artifact
+    that holds no weights."""
     return UserError(
         f"{path} is {KINDS.get(found, f'a {found}')}, not {KINDS[wanted]}.",
-        MEANINGS.get(found, ""),
-        OPTIONS.get(found, f"Pass {KINDS[wanted]}."),
+        EXPLANATIONS.get(found, ""),
+        OPTION_HINTS.get(found, f"Pass {KINDS[wanted]}."),
     )
 
 
-def kind_of(shapes: Shapes) -> str:
-    """A key of `KINDS`."""
+def infer_kind(shapes: Shapes) -> str:
+    """The kind of a file with tensors of these shapes by name: a key of `KINDS`."""
     names = list(shapes)
 
     def has(*parts: str) -> bool:
@@ -130,8 +134,8 @@ def _kohya_kind(shapes: Shapes) -> str:
         if name.startswith("lora_te_text_model_encoder_layers_") and len(shape) == 2 and 1024 in shape[:2]:
             return "sd2-lora"
         cross = re.search(r"attn2_to_[kv]\.lora_down\.weight$", name)
-        if cross and len(shape) >= 2 and shape[1] in _CROSS_WIDTHS:
-            return f"{_CROSS_WIDTHS[shape[1]]}-lora"
+        if cross and len(shape) >= 2 and shape[1] in _CROSS_ATTENTION_DIMS:
+            return f"{_CROSS_ATTENTION_DIMS[shape[1]]}-lora"
     return "kohya-lora"
 
 
@@ -148,10 +152,11 @@ def _checkpoint_kind(shapes: Shapes) -> str:
 
 
 def _embedding_kind(shapes: Shapes) -> str:
-    """A1111's `emb_params` or `string_to_param`, or diffusers' one tensor under the token's name."""
+    """An embedding holds A1111's `emb_params` or `string_to_param`, or one tensor named after the token (diffusers)."""
     if {"clip_l", "clip_g"} & shapes.keys():
         return "sdxl-textual-inversion"
     names = [name for name in shapes if name == "emb_params" or name.startswith("string_to_param.")]
-    single = len(shapes) == 1 and "." not in next(iter(shapes))
-    shape = shapes[names[0]] if len(names) == 1 else next(iter(shapes.values())) if single else ()
+    if not names and len(shapes) == 1:
+        names = [name for name in shapes if "." not in name]
+    shape = shapes[names[0]] if len(names) == 1 else ()
     return "textual-inversion" if 1 <= len(shape) <= 2 and shape[-1] >= 64 else "unknown"

@@ -1,1 +1,1 @@
-"""Low-rank adaptation: domain adapters, MotionLoRAs and kohya's LoRAs; imports files."""
+"""LoRAs: domain adapters, MotionLoRAs and LoRAs of image models in kohya's format; imports files."""

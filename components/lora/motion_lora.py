@@ -1,6 +1,6 @@
 """MotionLoRA: a LoRA on the temporal attention that teaches a motion module one shot type (paper sec. 4.3).
 
-MotionLoRAs trained apart add up: each is W += scale · up @ down on the same layers.
+Several MotionLoRAs can be combined: each adds scale · up @ down to the same weights.
 """
 
 from __future__ import annotations
@@ -10,26 +10,31 @@ from pathlib import Path
 
 from torch import nn
 
-from components.files import inputs
+from components.files.paths import WEIGHTS_NAMES, find_weight_file
 from components.lora import lora
 from infra.logs import get_logger
 
 KIND = "motion-lora"
-WEIGHTS = inputs.WEIGHTS[KIND]
+WEIGHTS_NAME = WEIGHTS_NAMES[KIND]
 
 log = get_logger("components")
 
 
 def add_motion_lora(unet: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]:
-    """A fresh trainable MotionLoRA on every temporal attention of a `UNetMotionModel`; all else is frozen."""
-    return lora.add_trainable(unet, KIND, rank, seed)
+    """Adds a new trainable MotionLoRA to every temporal attention of a `UNetMotionModel` and freezes all else; see
+    `lora.add_trainable_lora`."""
+    return lora.add_trainable_lora(unet, KIND, rank, seed)
 
 
-def load_motion_lora(path: Path, module_notes: Mapping[str, str] | None = None) -> lora.LoraWeights:
-    """From a motion-lora artifact's or a diffusers folder, or a file; warns when it was trained on another preset than
-    the motion module of these notes. Raises UserError for any other kind."""
-    weights = lora.load(inputs.weight_file(path), KIND)
-    trained_on, preset = weights.notes.get("preset"), (module_notes or {}).get("preset")
+def load_motion_lora(path: Path, module_metadata: Mapping[str, str] | None = None) -> lora.LoraWeights:
+    """From a motion-lora artifact, a diffusers LoRA folder, or a file. Warns if it was trained on another preset than
+    that of the motion module with this metadata.
+
+    Raises:
+        UserError: see `lora.load`.
+    """
+    weights = lora.load(find_weight_file(path), KIND)
+    trained_on, preset = weights.metadata.get("preset"), (module_metadata or {}).get("preset")
     if trained_on and preset and trained_on != preset:
         log.warning("%s was trained on a %s motion module and is used with a %s one.", path, trained_on, preset)
     return weights

@@ -1,8 +1,8 @@
-"""LoRAs on a live model: added, re-weighted and removed while it stays in memory, and gone without a trace.
+"""LoRAs on a model in memory: added, re-scaled and removed at any time.
 
-W = W₀ + Σ scale · up @ down, always computed anew from the W₀ that was there before the first LoRA; so any order of
-additions and removals that ends in the same set ends in the same bits, and an empty set is the original tensors
-themselves. Costs nothing while animating, and the memory of the touched W₀.
+W = W₀ + Σ scale · up @ down is always computed from W₀, the weights before the first LoRA. So the order of additions
+and removals does not change a bit of the result, and removing all LoRAs brings the original tensors back. Inference
+takes no extra time. W₀ of the changed layers stays in memory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from components.files.kinds import KINDS
-from components.lora.lora import LAYERS, LoraWeights
+from components.lora.lora import TARGET_MODULES, LoraWeights
 from infra.errors import UserError, listed
 
 
 class LoraStack:
-    """Domain adapters and MotionLoRAs on one UNet, each under a name."""
+    """The domain adapters and MotionLoRAs on one UNet, each under a name."""
 
     def __init__(self, unet: nn.Module) -> None:
         self._unet = unet
@@ -30,39 +30,39 @@ class LoraStack:
 
     @property
     def scales(self) -> dict[str, float]:
-        """Of the LoRAs that are on, by name."""
+        """Name to scale."""
         return {name: scale for name, (_, scale) in self._loras.items()}
 
     def add(self, name: str, lora: LoraWeights, scale: float = 1.0) -> None:
-        """Puts a LoRA on, or replaces the one of this name; effects add up (paper sec. 4.3).
+        """Adds a LoRA, or replaces the one of this name. Effects add up (paper sec. 4.3).
 
         Raises:
-            UserError: it does not fit the model; nothing has changed then.
+            UserError: it does not fit the model, which is then unchanged.
         """
         check_fits(lora, self._unet)
-        before = self._loras.get(name)
+        replaced = self._loras.get(name)
         self._loras[name] = (lora, scale)
-        self._apply({*lora.layers, *(before[0].layers if before else ())})
+        self._update({*lora.layers, *(replaced[0].layers if replaced else ())})
 
     def set_scale(self, name: str, scale: float) -> None:
-        """Re-weights a LoRA that is on: alpha of a domain adapter (paper eq. 4)."""
+        """Sets the scale of a LoRA; for a domain adapter it is alpha (paper eq. 4)."""
         lora, _ = self._loras[name]
         self._loras[name] = (lora, scale)
-        self._apply(set(lora.layers))
+        self._update(set(lora.layers))
 
     def remove(self, name: str) -> None:
-        """Takes a LoRA off; layers that no other touches get back the very tensors they had."""
+        """Removes a LoRA. Layers without any other LoRA get their original tensors back."""
         lora, _ = self._loras.pop(name)
-        self._apply(set(lora.layers))
+        self._update(set(lora.layers))
 
     def clear(self) -> None:
-        """Takes all off."""
+        """Removes all."""
         for name in list(self._loras):
             self.remove(name)
 
     @contextmanager
-    def without(self) -> Iterator[None]:
-        """The model as it is without them, inside the block."""
+    def disabled(self) -> Iterator[None]:
+        """Inside the block the model is without its LoRAs."""
         before = dict(self._loras)
         self.clear()
         try:
@@ -72,7 +72,8 @@ class LoraStack:
                 self.add(name, lora, scale)
 
     @torch.no_grad()
-    def _apply(self, layers: set[str]) -> None:
+    def _update(self, layers: set[str]) -> None:
+        """Computes the weights of these layers anew."""
         for layer in sorted(layers):
             weight = cast(nn.Parameter, self._unet.get_submodule(layer).weight)
             original = self._original.setdefault(layer, weight.data)
@@ -89,34 +90,26 @@ class LoraStack:
 
 
 def check_fits(lora: LoraWeights, unet: nn.Module) -> None:
-    """Every pair has its layer, of its size, and every layer of the kind has its pair.
+    """Checks that the LoRA has matrices for exactly the layers of its kind in the model, in their sizes.
 
     Raises:
-        UserError: it does not fit; the message lists what differs.
+        UserError: it has not; the message lists what differs.
     """
-    layers = {
-        name: tuple(part.weight.shape)
-        for name, part in unet.named_modules()
-        if isinstance(part, nn.Linear) and re.fullmatch(LAYERS[lora.kind], name)
+    in_model = {
+        name: tuple(module.weight.shape)
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(TARGET_MODULES[lora.kind], name)
     }
-    pairs = {layer: lora.pair(layer) for layer in sorted(lora.layers)}
-    shapes = {layer: (up.shape[0], down.shape[1]) for layer, (down, up) in pairs.items()}
-    extra, absent = [name for name in shapes if name not in layers], [name for name in layers if name not in shapes]
-    mid = [name for name in (*extra, *absent) if name.startswith("mid_block.")]
-    if lora.kind == "motion-lora" and mid and len(mid) == len(extra) + len(absent):
-        is_v2 = "The MotionLoRA" if extra else "The motion module"
-        raise UserError(
-            f"{lora.path} is a MotionLoRA {'with' if extra else 'without'} layers in the mid block, and the motion "
-            f"module has {'none' if extra else 'some'} there.",
-            f"{is_v2} is of version v2 and the other is not; the mid block carries most of what a v2 MotionLoRA does.",
-            f"Use it with a {'v2' if extra else 'v1 or v3'} motion module (`animateflow weights info` shows which).",
-        )
-    wrong = [f"{name} is not in the model" for name in extra]
-    wrong += [f"{name} has no weights in the file" for name in absent]
+    in_file = {layer: lora.delta_shape(layer) for layer in sorted(lora.layers)}
+    unknown, missing = [name for name in in_file if name not in in_model], [n for n in in_model if n not in in_file]
+    if lora.kind == "motion-lora":
+        _check_mid_block(lora, unknown, missing)
+    wrong = [f"{name} is not in the model" for name in unknown]
+    wrong += [f"{name} has no weights in the file" for name in missing]
     wrong += [
-        f"{name} is {shape} in the file and {layers[name]} in the model"
-        for name, shape in shapes.items()
-        if name in layers and layers[name] != shape
+        f"{name} is {shape} in the file and {in_model[name]} in the model"
+        for name, shape in in_file.items()
+        if name in in_model and in_model[name] != shape
     ]
     if wrong:
         raise UserError(
@@ -124,3 +117,24 @@ def check_fits(lora: LoraWeights, unet: nn.Module) -> None:
             f"It is {KINDS[lora.kind]} made with another base model or motion module.",
             "Use it with the one it was trained on (`animateflow weights info` shows which).",
         )
+
+
+def _check_mid_block(lora: LoraWeights, unknown: list[str], missing: list[str]) -> None:
+    """
+    Raises:
+        UserError: the MotionLoRA and the motion module differ in the mid block only, so that one of the two is v2.
+    """
+    differing = [*unknown, *missing]
+    if not differing or not all(name.startswith("mid_block.") for name in differing):
+        return
+    if unknown:
+        found = f"{lora.path} is a MotionLoRA with layers in the mid block, and the motion module has none there."
+        meaning, use_with = "The MotionLoRA is for version v2 and the motion module is not v2", "v2"
+    else:
+        found = f"{lora.path} is a MotionLoRA without layers in the mid block, and the motion module has some there."
+        meaning, use_with = "The motion module is version v2 and the MotionLoRA is not for v2", "v1 or v3"
+    raise UserError(
+        found,
+        f"{meaning}. Most of the effect of a v2 MotionLoRA is in the mid block.",
+        f"Use it with a {use_with} motion module (`animateflow weights info` shows which).",
+    )

@@ -1,1 +1,1 @@
-"""The motion module: the temporal transformer and its files; imports files."""
+"""The motion module: its network, its presets and its files; imports files."""

@@ -1,4 +1,4 @@
-"""The released motion modules by name, and the shape that a motion module takes from its base model's UNet."""
+"""Presets, one per released motion module, and the sizes that a motion module takes from its base model's UNet."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ Network = Literal["temporal-transformer", "temporal-convolution"]
 
 @dataclass(frozen=True)
 class UNetShape:
-    """What decides a motion module's size: channels by level, layers a level, GroupNorm groups."""
+    """The sizes of a base model's UNet on which those of its motion module depend."""
 
     widths: tuple[int, ...]
+    """Channels per level; `block_out_channels` in diffusers."""
     layers: int | tuple[int, ...]
+    """Layers per block; `layers_per_block` in diffusers."""
     groups: int
+    """GroupNorm groups; `norm_num_groups` in diffusers."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> UNetShape:
+    def from_config(cls, config: Mapping[str, Any]) -> UNetShape:
         """From the config of a `UNet2DConditionModel`."""
         layers = config["layers_per_block"]
         return cls(
@@ -33,23 +36,28 @@ class UNetShape:
 
     @property
     def heads(self) -> int | tuple[int, ...]:
-        """8 heads as the official module; 4 where a head would be narrower than 8 channels."""
+        """Attention heads: 8 as in the official module, or 4 where a head would have fewer than 8 channels. One number,
+        or one per level if they differ."""
         heads = tuple(8 if width // 8 >= 8 else 4 for width in self.widths)
         return heads[0] if len(set(heads)) == 1 else heads
 
 
-BASES = {"sd15": UNetShape((320, 640, 1280, 1280), 2, 32), "sdxl": UNetShape((320, 640, 1280), 2, 32)}
+BASE_SHAPES = {"sd15": UNetShape((320, 640, 1280, 1280), 2, 32), "sdxl": UNetShape((320, 640, 1280), 2, 32)}
+"""The UNets of Stable Diffusion 1.5 and SDXL."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What one release fixes: `base` names its base model's shape (None: any), `positions` the longest window in
-    frames, `mid_block` whether a motion module sits there, `image_group_norm` how resnets normalise over frames."""
+    """What is fixed by a release."""
 
     base: str | None
+    """A key of `BASE_SHAPES`; None for any base model."""
     positions: int
+    """Length of the positional encoding, in frames."""
     mid_block: bool
+    """Whether there is a motion module in the mid block."""
     image_group_norm: GroupNormMode = "per_frame"
+    """Over what the GroupNorms of the resnets take their statistics."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -61,28 +69,28 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def check_base(preset: str, shape: UNetShape) -> None:
+def check_preset(preset: str, shape: UNetShape) -> None:
     """
     Raises:
-        UserError: the preset is for a base model of other widths.
+        UserError: the preset is for base models of another shape.
     """
     base = PRESETS[preset].base
-    if base is not None and BASES[base] != shape:
+    if base is not None and BASE_SHAPES[base] != shape:
         raise UserError(
-            f"Preset {preset} is for a base model of widths {BASES[base].widths}; this one has {shape.widths}.",
+            f"Preset {preset} is for a base model of widths {BASE_SHAPES[base].widths}; this one has {shape.widths}.",
             "A motion module fits between the layers of one family of models.",
             "Use preset from-base, or another base model.",
         )
 
 
-def guess_preset(widths: tuple[int, ...], mid_block: bool, positions: int | None) -> str | None:
-    """The release that a file without notes is, by its shape; None where it is of no release.
+def infer_preset(widths: tuple[int, ...], mid_block: bool, positions: int | None) -> str | None:
+    """The preset of a file without metadata, by its sizes; None if they are those of no release.
 
-    v1 and v3 differ in nothing but the number of positions, and a file without positions is taken for v3.
+    v1 and v3 differ only in the number of positions. A file without positions is taken for v3.
     """
-    if widths == BASES["sdxl"].widths:
+    if widths == BASE_SHAPES["sdxl"].widths:
         return "sdxl-beta"
-    if widths != BASES["sd15"].widths:
+    if widths != BASE_SHAPES["sd15"].widths:
         return None
     if mid_block:
         return "v2"

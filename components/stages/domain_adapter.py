@@ -40,5 +40,5 @@ class DomainAdapterTraining(Stage):
     def initialise(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
         start_lora(trainable, domain_adapter.load_domain_adapter(init_from), init_from)
 
-    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
-        save_lora(folder, self.kind, domain_adapter.WEIGHTS, weights, notes)
+    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+        save_lora(folder, self.kind, domain_adapter.WEIGHTS_NAME, weights, metadata)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from components.base.base_model import BaseModel, load_base, vae_sha256
+from components.base.model import BaseModel, load_base, vae_sha256
 from components.lora import domain_adapter as adapters
 from components.lora import lora
 from components.lora.stack import LoraStack
-from components.motion.motion_module import insert
+from components.motion.module import insert_motion_module
 from components.train.batch import BatchSource
 from infra.errors import UserError
 
@@ -50,10 +50,10 @@ def load_pipeline(base: BaseModel, cache: BatchSource, domain_adapter: Path | No
     return pipeline
 
 
-def insert_motion_module(
-    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, notes: Mapping[str, Any], frames: int
+def with_motion_module(
+    pipeline: StableDiffusionPipeline, adapter: MotionAdapter, metadata: Mapping[str, Any], frames: int
 ) -> UNetMotionModel:
-    """The video model, which takes the image UNet's place in the pipeline; `notes` are the motion module's.
+    """The video model, which takes the image UNet's place in the pipeline; `metadata` are the motion module's.
 
     Raises:
         UserError: clips of `frames` frames are longer than the motion module's longest window, or it was made for
@@ -67,7 +67,9 @@ def insert_motion_module(
             "Lower train.frames, or raise the motion module's max_frames.",
         )
     # The video model is a copy; the image UNet would be 3.2 GiB of SD 1.5 that nothing reads any more.
-    pipeline.unet = unet = insert(pipeline.unet, adapter, notes["group_norm"], notes["image_group_norm"])
+    pipeline.unet = unet = insert_motion_module(
+        pipeline.unet, adapter, metadata["group_norm"], metadata["image_group_norm"]
+    )
     return unet
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from components.lora import motion_lora
 from components.motion.files import load_motion_module
-from components.stages.models import insert_motion_module, start_lora
+from components.stages.models import start_lora, with_motion_module
 from components.stages.outputs import save_lora
 from components.stages.stage import Model, Stage
 from components.train.config import TrainConfig
@@ -38,10 +38,10 @@ class MotionLoraTraining(Stage):
     """MotionLoRA to start from; its content, not its path, is part of the identity."""
 
     def load(self, pipeline: StableDiffusionPipeline, weights: Mapping[str, Path]) -> Model:
-        adapter, of_module = load_motion_module(weights["motion_module"])
-        unet = insert_motion_module(pipeline, adapter, of_module, self.train.frames)
-        noted = ("preset", "group_norm", "image_group_norm", "max_frames")
-        return Model(unet, {name: of_module.get(name) for name in noted})
+        adapter, module_metadata = load_motion_module(weights["motion_module"])
+        unet = with_motion_module(pipeline, adapter, module_metadata, self.train.frames)
+        kept = ("preset", "group_norm", "image_group_norm", "max_frames")
+        return Model(unet, {name: module_metadata.get(name) for name in kept})
 
     def set_trainable(self, unet: nn.Module) -> dict[str, nn.Parameter]:
         return motion_lora.add_motion_lora(unet, self.rank, self.train.seed)
@@ -49,5 +49,5 @@ class MotionLoraTraining(Stage):
     def initialise(self, trainable: Mapping[str, nn.Parameter], init_from: Path) -> None:
         start_lora(trainable, motion_lora.load_motion_lora(init_from), init_from)
 
-    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
-        save_lora(folder, self.kind, motion_lora.WEIGHTS, weights, notes)
+    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+        save_lora(folder, self.kind, motion_lora.WEIGHTS_NAME, weights, metadata)

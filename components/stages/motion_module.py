@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from components.motion.files import KIND, load_motion_module, shape_notes
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, motion_notes, motion_state
-from components.stages.models import insert_motion_module
+from components.motion.files import KIND, load_motion_module, shape_metadata
+from components.motion.module import MotionModuleConfig, config_metadata, fresh_motion_adapter, motion_state_dict
+from components.stages.models import with_motion_module
 from components.stages.outputs import save_motion
 from components.stages.stage import Model, Stage
 from infra.config import execution
@@ -33,12 +33,12 @@ class MotionModuleTraining(Stage, MotionModuleConfig):
     def load(self, pipeline: StableDiffusionPipeline, weights: Mapping[str, Path]) -> Model:
         if self.init_from is None:
             adapter = fresh_motion_adapter(self, pipeline.unet, self.train.seed)
-            of_module = {name: str(value) for name, value in motion_notes(self).items()}
+            module_metadata = {name: str(value) for name, value in config_metadata(self).items()}
         else:
-            adapter, of_module = load_motion_module(self.init_from, self.max_frames)
-        unet = insert_motion_module(pipeline, adapter, of_module, self.train.frames)
-        noted = {name: of_module.get(name) for name in ("preset", "group_norm", "image_group_norm")}
-        return Model(unet, {**noted, **shape_notes(adapter)}, adapter)
+            adapter, module_metadata = load_motion_module(self.init_from, self.max_frames)
+        unet = with_motion_module(pipeline, adapter, module_metadata, self.train.frames)
+        kept = {name: module_metadata.get(name) for name in ("preset", "group_norm", "image_group_norm")}
+        return Model(unet, {**kept, **shape_metadata(adapter)}, adapter)
 
     def set_trainable(self, unet: nn.Module) -> dict[str, nn.Parameter]:
         unet.requires_grad_(False)
@@ -47,9 +47,9 @@ class MotionModuleTraining(Stage, MotionModuleConfig):
             parameter.requires_grad_(True)
         return found
 
-    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
         assert model.adapter is not None
-        save_motion(folder, model.adapter, {**motion_state(model.unet), **weights}, notes)
+        save_motion(folder, model.adapter, {**motion_state_dict(model.unet), **weights}, metadata)
 
     @property
     def new_module(self) -> MotionModuleConfig:

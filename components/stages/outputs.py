@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from components.convert.formats import export_original
-from components.files.names import PREFIX
+from components.files.state_dict_keys import UNET_PREFIX
 from components.lora import lora
 from components.motion.files import load_motion_module, save_motion_module
-from components.motion.motion_module import network_of
+from components.motion.module import network_of
 from infra.errors import WorkError
 from infra.quiet import quiet
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 ORIGINAL = Path("original")
 
 
-def save_lora(folder: Path, kind: str, name: str, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+def save_lora(
+    folder: Path, kind: str, name: str, weights: Mapping[str, Tensor], metadata: Mapping[str, object]
+) -> None:
     """A LoRA of `kind` as `<name>` and `original/<name>` in `folder`.
 
     Raises:
@@ -31,17 +33,19 @@ def save_lora(folder: Path, kind: str, name: str, weights: Mapping[str, Tensor],
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-    lora.save(folder / name, kind, weights, notes)
+    lora.save(folder / name, kind, weights, metadata)
     original = export_original(folder / name, folder / ORIGINAL / name)
     for path in (folder / name, original):
         _check_same(path, lora.load(path, kind).state, weights)
     with quiet():
         by_diffusers: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(str(folder), weight_name=name)
-    found = {layer.removeprefix(PREFIX): tensor for layer, tensor in by_diffusers[0].items()}
-    _check_same(folder / name, found, {layer.removeprefix(PREFIX): tensor for layer, tensor in weights.items()})
+    found = {layer.removeprefix(UNET_PREFIX): tensor for layer, tensor in by_diffusers[0].items()}
+    _check_same(folder / name, found, {layer.removeprefix(UNET_PREFIX): tensor for layer, tensor in weights.items()})
 
 
-def save_motion(folder: Path, adapter: MotionAdapter, state: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+def save_motion(
+    folder: Path, adapter: MotionAdapter, state: Mapping[str, Tensor], metadata: Mapping[str, object]
+) -> None:
     """A motion module as a MotionAdapter folder and `original/motion_module.safetensors` in `folder`.
 
     Raises:
@@ -50,7 +54,7 @@ def save_motion(folder: Path, adapter: MotionAdapter, state: Mapping[str, Tensor
     from diffusers import MotionAdapter
 
     adapter.load_state_dict({name: tensor.cpu() for name, tensor in state.items()})
-    save_motion_module(folder, adapter, notes)
+    save_motion_module(folder, adapter, metadata)
     original = export_original(folder, folder / ORIGINAL / "motion_module.safetensors")
     expected = adapter.state_dict()
     for path in (folder, original):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from components.base.base_model import HUB_REFERENCE
-from components.base.files import config_of
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.base.checks import read_config
+from components.base.model import HUB_REFERENCE
+from components.motion.module import MotionModuleConfig, fresh_motion_adapter, insert_motion_module
 from components.stages.stage import Stage
 from components.train.activation_checkpointing import Checkpointing
 from components.train.estimate import GIB, Memory, Shape, least_that_fits, memory, step_flops
@@ -147,7 +147,7 @@ def unet_settings(base: Path) -> dict[str, Any]:
             "attention_head_dim": 8,
             "sample_size": 64,
         }
-    return config_of(base, "unet")
+    return read_config(base, "unet")
 
 
 def _model(stage: Stage, settings: dict[str, Any], module: MotionModuleConfig) -> nn.Module:
@@ -157,7 +157,7 @@ def _model(stage: Stage, settings: dict[str, Any], module: MotionModuleConfig) -
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(settings)
         if stage.clips:
-            unet = insert(unet, fresh_motion_adapter(stage.new_module or module, unet))
+            unet = insert_motion_module(unet, fresh_motion_adapter(stage.new_module or module, unet))
         stage.set_trainable(unet)
     assert isinstance(unet, nn.Module)
     return unet

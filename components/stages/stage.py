@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from components.base.base_model import BaseModel, fingerprint_of, prediction_of
-from components.base.text_states import TextStates
+from components.base.caption_encoder import CaptionEncoder
+from components.base.model import BaseModel, fingerprint_of, prediction_type_of
 from components.diffusion.objective import Predict, image_predictor, video_predictor
-from components.files.inputs import weights_input
-from components.motion.motion_module import MotionModuleConfig
+from components.files.paths import weights_input
+from components.motion.module import MotionModuleConfig
 from components.stages.models import load_pipeline
 from components.train.batch import BatchSource
 from components.train.config import TrainConfig
@@ -49,7 +49,7 @@ class Model:
     """What a stage trains, on the CPU."""
 
     unet: nn.Module
-    notes: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
     """Metadata of the weight file, in addition to the metadata of every stage."""
     adapter: MotionAdapter | None = None
     """The motion module in the UNet, if the stage saves it."""
@@ -90,7 +90,7 @@ class Stage(Config, ABC):
         """Copies the weights of `init_from` into `trainable`. Does nothing if `load` has already read them."""
 
     @abstractmethod
-    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
+    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
         """Writes the trained weights and their metadata into the artifact's folder.
 
         Raises:
@@ -120,13 +120,13 @@ class Stage(Config, ABC):
         latent_size: tuple[int, int],
     ) -> Task:
         """The input of the trainer."""
-        prediction = prediction_of(pipeline)
+        prediction = prediction_type_of(pipeline)
         return Task(
             title=self.title,
             unet=unet,
             predictor=self.predictor,
             trainable=trainable,
-            text=TextStates(pipeline.tokenizer, pipeline.text_encoder, place_of(self.train.device).device),
+            text=CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, place_of(self.train.device).device),
             latent_scale=pipeline.vae.config.scaling_factor,
             frames=self.frames,
             latent_size=latent_size,
@@ -212,10 +212,10 @@ def _train(
     place = place_of(stage.train.device)
     if place.rank == 0:
         _write_figures(folder, result, place.world_size)
-        stage.save(folder, model, result.weights, {**model.notes, **_notes(stage, task, inputs)})
+        stage.save(folder, model, result.weights, {**model.metadata, **_metadata(stage, task, inputs)})
 
 
-def _notes(stage: Stage, task: Task, inputs: Mapping[str, Input]) -> dict[str, object]:
+def _metadata(stage: Stage, task: Task, inputs: Mapping[str, Input]) -> dict[str, object]:
     """Metadata of every stage's weight file."""
     return {
         "base_model": inputs["base"].name,

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from components.motion.motion_module import temporal_modules
+from components.motion.module import temporal_modules
 
 Checkpointing = Literal["none", "resnets", "full"]
 MODES: tuple[Checkpointing, ...] = get_args(Checkpointing)

@@ -23,7 +23,7 @@ class ClipBatch:
 
 
 class BatchSource(Protocol):
-    """A set of clips, encoded by the VAE of hash `vae_sha256` (see `components.base.base_model.vae_sha256`)."""
+    """A set of clips, encoded by the VAE of hash `vae_sha256` (see `components.base.model.vae_sha256`)."""
 
     @property
     def vae_sha256(self) -> str: ...

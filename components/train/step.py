@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from components.base.text_states import check_embeddings
+from components.base.caption_encoder import check_embeddings
 from components.diffusion.noise import Prediction, alpha_bars
 from components.diffusion.objective import Predict, draw, prediction_errors, weighted_mean
 from components.train.activation_checkpointing import Checkpointing, checkpoint_activations
@@ -214,7 +214,7 @@ def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bo
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-        from components.motion.motion_module import temporal_modules
+        from components.motion.module import temporal_modules
 
         blocks = [part for part in task.unet.modules() if isinstance(part, (ResnetBlock2D, Transformer2DModel))]
         # Blocks of a class share their code: each shape of them is a compilation of it.

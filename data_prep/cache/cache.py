@@ -58,7 +58,7 @@ class LatentCache:
 
     @property
     def vae_sha256(self) -> str:
-        """Hash of the VAE that encoded the clips, as `components.base.base_model.vae_sha256` gives it."""
+        """Hash of the VAE that encoded the clips, as `components.base.model.vae_sha256` gives it."""
         return str(self.artifact.metrics["vae_sha256"])
 
     @property

@@ -69,7 +69,7 @@ def load_vae(folder: Path, device: str, dtype: torch.dtype | None = None) -> Aut
 
 def vae_figures(vae: AutoencoderKL) -> dict[str, Any]:
     """What a cache's record says of its VAE, given in fp32: hash of the weights, and the factor that scales latents."""
-    from components.base.base_model import vae_sha256
+    from components.base.model import vae_sha256
 
     return {"vae_sha256": vae_sha256(vae), "scaling_factor": float(vae.config.scaling_factor)}
 

@@ -203,7 +203,9 @@ class CaptionMatch:
 
     def __call__(self, frames_FHWC: UInt8, caption: str) -> float:
         """100 × cosine, mean of three frames."""
-        return float(100 * (self._encoder.images(three(frames_FHWC)) @ self._encoder.text(caption)).mean())
+        return float(
+            100 * (self._encoder.encode_images(three(frames_FHWC)) @ self._encoder.encode_text(caption)).mean()
+        )
 
 
 def near_duplicates(clip_ids: list[str], phashes: list[str], bits: int) -> dict[str, str]:

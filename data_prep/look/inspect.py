@@ -77,7 +77,7 @@ def inspect_cache(folder: Path, vae: Path, out: Path) -> Path:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from components.base.base_model import vae_sha256
+    from components.base.model import vae_sha256
     from data_prep.config import CacheConfig
     from data_prep.encode.encode import load_vae, vae_folder
 

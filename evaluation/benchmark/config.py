@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from components.animate.config import AnimationConfig, AnimationModels, WeightedFile
 from components.clip.config import ClipModel
-from components.files.inputs import weight_file
+from components.files.paths import find_weight_file
 from evaluation.benchmark.making import REFERENCE_SEED
 from evaluation.registry.registry import NAME, RegistryEntry
 from evaluation.results.samples import (
@@ -63,7 +63,7 @@ class BenchmarkMethod(Config):
             )
         if (path / RECORD).is_file():
             return artifacts.load(path).as_input()
-        return artifacts.outside(weight_file(path), part.rstrip("_0123456789").replace("_", "-"))
+        return artifacts.outside(find_weight_file(path), part.rstrip("_0123456789").replace("_", "-"))
 
     def models(self, entry: RegistryEntry) -> AnimationModels:
         """This method on one model of the registry."""

@@ -73,7 +73,7 @@ class References:
             if not place.is_dir():
                 wanted = self.animation.replace(prompt=self.entry.full_prompt(prompt), seed=REFERENCE_SEED)
                 save_references(place, self._maker.animator.images(wanted, self.count))
-            self._known[prompt] = self.encoder.images(load_references(place))
+            self._known[prompt] = self.encoder.encode_images(load_references(place))
         return self._known[prompt]
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from components.base.base_model import BaseModel, fingerprint_of
+from components.base.model import BaseModel, fingerprint_of
 from infra.artifacts.artifacts import Input
 from infra.config import Config
 from infra.errors import UserError

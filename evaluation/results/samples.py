@@ -105,9 +105,9 @@ def score_sample(
     """The sample's row, from its mp4 alone."""
     video = (folder / sample.stem).with_suffix(".mp4")
     frames = read_mp4(video)
-    embeddings = encoder.images(frames)
-    clip = asdict(score_clip(embeddings, encoder.text(sample.full_prompt), references_KD))
-    content = float((100 * embeddings @ encoder.text(sample.prompt)).mean())
+    embeddings = encoder.encode_images(frames)
+    clip = asdict(score_clip(embeddings, encoder.encode_text(sample.full_prompt), references_KD))
+    content = float((100 * embeddings @ encoder.encode_text(sample.prompt)).mean())
     scores = {
         **clip,
         **measure_motion(frames, fps).as_row(),

@@ -13,8 +13,8 @@ from infra.artifacts.artifacts import Artifact
 
 if TYPE_CHECKING:
     from components.animate.config import AnimationConfig, AnimationModels
-    from components.base.base_model import BaseModel
-    from components.motion.motion_module import MotionModuleConfig
+    from components.base.model import BaseModel
+    from components.motion.module import MotionModuleConfig
     from components.stages.stage import Stage
     from components.train.report.log import StepReport
     from data_prep.config import CacheConfig

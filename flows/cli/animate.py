@@ -24,7 +24,7 @@ from flows.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from components.base.base_model import BaseModel
+    from components.base.model import BaseModel
 
 
 def animate(
@@ -114,7 +114,7 @@ def register(main: typer.Typer) -> None:
 
 def _with_files(base: BaseModel, loras: list[str] | None, embeddings: list[str] | None) -> BaseModel:
     """The base model with the LoRAs and embeddings of the command line."""
-    from components.base.base_model import EmbeddingFile, LoraFile
+    from components.base.model import EmbeddingFile, LoraFile
 
     if loras:
         files = parse_weighted_files(loras)

@@ -36,7 +36,7 @@ def export(
     `animateflow weights export --fresh v2 --base sd15 --out fresh_v2.safetensors`
     """
     from components.convert import formats
-    from components.motion.motion_module import MotionModuleConfig
+    from components.motion.module import MotionModuleConfig
 
     if (weights is None) == (fresh is None):
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.animate.config import AnimationConfig, WeightedFile
-from components.base.base_model import BaseModel, LoraFile
+from components.base.model import BaseModel, LoraFile
 from components.clip.config import ClipModel
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining

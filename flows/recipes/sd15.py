@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.animate.config import AnimationConfig
-from components.base.base_model import HUB_REFERENCE, BaseModel
+from components.base.model import HUB_REFERENCE, BaseModel
 from components.clip.config import ClipModel
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from components.base.base_model import BaseModel, load_base, vae_sha256
+from components.base.model import BaseModel, load_base, vae_sha256
 from components.train.batch import ClipBatch
 from infra.artifacts.artifacts import Input
 
 if TYPE_CHECKING:
-    from tests.components.files.weight_bench import Bench
+    from tests.components.files.fuzz_setup import Bench
 
-pytest.register_assert_rewrite("tests.components.files.weight_bench", "tests.components.files.weight_readers")
+pytest.register_assert_rewrite("tests.components.files.fuzz_setup", "tests.components.files.readers")
 
 CAPTIONS = ["a red circle moving left", "a blue square", "a green triangle moving up", "a camera pans over a field"]
 CACHE_INPUT = Input("latent-cache", "drawn", "0" * 64)
@@ -128,7 +128,7 @@ def clips(base: BaseModel) -> DrawnClips:
 
 @pytest.fixture(scope="session")
 def bench(base: BaseModel, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    from tests.components.files.weight_bench import Bench
+    from tests.components.files.fuzz_setup import Bench
 
     return Bench(load_base(base), base_folder, tmp_path_factory.mktemp("damaged"))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 SD15, SDXL, POCKET = (320, 640, 1280, 1280), (320, 640, 1280), (32, 64, 96)
-POCKET_NOTES = {"animateflow.heads": "4,8,8", "animateflow.norm_groups": "16", "animateflow.preset": "from-base"}
+POCKET_METADATA = {"animateflow.heads": "4,8,8", "animateflow.norm_groups": "16", "animateflow.preset": "from-base"}
 
 
 def places(widths: tuple[int, ...], layers: int = 2, mid_block: bool = False) -> list[tuple[str, int]]:

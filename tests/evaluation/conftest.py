@@ -45,9 +45,9 @@ def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def motion_modules(image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A motion module for 8 frames, and one whose two positions are too few for any benchmark here."""
-    from components.base.base_model import BaseModel, load_base
+    from components.base.model import BaseModel, load_base
     from components.motion.files import save_motion_module
-    from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter
+    from components.motion.module import MotionModuleConfig, fresh_motion_adapter
 
     unet = load_base(BaseModel(path=image_model)).unet
     folders = {}

@@ -13,11 +13,11 @@ from PIL import Image
 from components.animate.animation import animate
 from components.animate.animator import Animator
 from components.animate.config import AnimationConfig, AnimationModels, WeightedFile
-from components.base.base_model import BaseModel, load_base
+from components.base.model import BaseModel, load_base
 from components.diffusion import sampling
 from components.diffusion.noise import SAMPLERS
 from components.motion.files import load_motion_module, save_motion_module
-from components.motion.motion_module import insert
+from components.motion.module import insert_motion_module
 from infra.errors import UserError
 from infra.video import read_mp4, write_mp4
 
@@ -125,7 +125,8 @@ def test_the_group_norms_follow_the_motion_module_s_notes(
             made = Animator(AnimationModels(base=base, motion_module=folder), "cpu")
             with torch.no_grad():
                 assert torch.equal(
-                    made._video(z, t, text).sample, insert(unet, adapter, temporal, image)(z, t, text).sample
+                    made._video(z, t, text).sample,
+                    insert_motion_module(unet, adapter, temporal, image)(z, t, text).sample,
                 )  # type: ignore[arg-type, misc]
 
 
@@ -201,7 +202,7 @@ def test_frames_are_decoded_in_parts(animator: Animator, monkeypatch: pytest.Mon
     whole = animator.frames(CONFIG)
     sizes: list[int] = []
     decode = animator._base.vae.decode
-    monkeypatch.setattr(sampling, "PIXELS_DECODED_AT_ONCE", 3 * 32 * 48)
+    monkeypatch.setattr(sampling, "DECODED_PIXELS_MAX", 3 * 32 * 48)
     monkeypatch.setattr(animator._base.vae, "decode", lambda z, **given: sizes.append(len(z)) or decode(z, **given))
     assert np.abs(animator.frames(CONFIG).astype(int) - whole).max() <= 1
     assert sizes == [3, 1]

@@ -13,11 +13,11 @@ from torch import Tensor
 from components.convert import formats
 from components.convert.formats import export_fresh, export_original, import_original
 from components.convert.info import describe
-from components.files.names import motion_to_original
+from components.files.state_dict_keys import motion_module_to_original
 from components.lora import lora
 from components.motion import files as motion_files
 from components.motion.files import load_motion_module
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter
+from components.motion.module import MotionModuleConfig, config_metadata, fresh_motion_adapter
 from components.motion.presets import PRESETS
 from infra.errors import UserError
 from tests.components import original_names as names
@@ -40,7 +40,7 @@ def test_presets_have_the_tensors_of_the_published_rules(
     with torch.device("meta"):
         base = formats.base_shape("sdxl" if preset == "sdxl-beta" else "sd15")
         adapter = fresh_motion_adapter(MotionModuleConfig(preset=preset), base)
-    found = {name: tuple(tensor.shape) for name, tensor in motion_to_original(adapter.state_dict()).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in motion_module_to_original(adapter.state_dict()).items()}
     expected = names.motion_module(widths, positions, mid_block=preset == "v2")
     assert found == expected
     assert len(expected) == keys
@@ -63,7 +63,7 @@ def test_a_full_size_export_is_read_exactly_by_diffusers(preset: Any, tmp_path: 
     positions = {n: names.sinusoid(*t.shape[1:]).half() for n, t in adapter.state_dict().items() if n.endswith(".pe")}
     adapter.save_config(tmp_path / "config")
     file = tmp_path / f"{preset}.safetensors"
-    motion_files.write_motion_original(file, state | positions, formats.motion_notes(config))
+    motion_files.write_original_motion_module(file, state | positions, config_metadata(config))
 
     with safe_open(file, "pt") as opened:
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
@@ -80,7 +80,7 @@ def test_a_full_size_export_is_read_exactly_by_diffusers(preset: Any, tmp_path: 
 @pytest.mark.parametrize("kind", ["motion-module", *LORA_KINDS])
 def test_original_files_come_back_byte_for_byte(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = names.original(kind, dtype)
-    save_file(tensors, tmp_path / "original.safetensors", names.POCKET_NOTES)
+    save_file(tensors, tmp_path / "original.safetensors", names.POCKET_METADATA)
     target = tmp_path / ("folder" if kind == "motion-module" else "ours.safetensors")
     ours = import_original(tmp_path / "original.safetensors", target)
     export_original(ours, tmp_path / "back.safetensors")
@@ -117,7 +117,7 @@ def test_lora_names_lead_the_official_loader_to_its_layer(kind: str, trained: di
 @pytest.mark.parametrize("kind", ["motion-module", *LORA_KINDS])
 def test_missing_and_unexpected_tensors_are_listed(kind: str, tmp_path: Path) -> None:
     def refused(tensors: dict[str, Tensor]) -> str:
-        save_file(tensors, tmp_path / "a.safetensors", names.POCKET_NOTES)
+        save_file(tensors, tmp_path / "a.safetensors", names.POCKET_METADATA)
         with pytest.raises(UserError) as caught:
             load_motion_module(tmp_path / "a.safetensors") if kind == "motion-module" else lora.load(
                 tmp_path / "a.safetensors", kind
@@ -149,7 +149,7 @@ def test_a_fresh_file_needs_no_weights(base_folder: Path, tmp_path: Path) -> Non
         MotionModuleConfig(preset="from-base"), str(base_folder), tmp_path / "b.safetensors", 3, "fp16"
     )
     assert again.read_bytes() == file.read_bytes()
-    with pytest.raises(UserError, match="Known by name: sd15, sdxl"):
+    with pytest.raises(UserError, match="Known names: sd15, sdxl"):
         export_fresh(MotionModuleConfig(preset="v3"), "sd16", tmp_path / "c.safetensors")
     with pytest.raises(UserError, match="Preset v3 is for a base model of widths"):
         export_fresh(MotionModuleConfig(preset="v3"), str(base_folder), tmp_path / "c.safetensors")
@@ -161,7 +161,7 @@ def test_exporting_what_has_no_original_format(tmp_path: Path, base_folder: Path
         export_original(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     config = MotionModuleConfig(preset="from-base", network="temporal-convolution")
     adapter = fresh_motion_adapter(config, formats.base_shape(str(base_folder)))
-    motion_files.save_motion_module(tmp_path / "mm", adapter, formats.motion_notes(config))
+    motion_files.save_motion_module(tmp_path / "mm", adapter, config_metadata(config))
     with pytest.raises(UserError, match="temporal convolutions"):
         export_original(tmp_path / "mm", tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.convert.formats import export_original, import_original
-from components.files.names import lora_to_diffusers
+from components.files.state_dict_keys import lora_to_diffusers
 from components.lora import lora
 from components.lora.domain_adapter import load_domain_adapter
 from components.lora.motion_lora import load_motion_lora
 from components.lora.stack import LoraStack
 from components.motion.files import load_motion_module
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
-from components.motion.presets import BASES
+from components.motion.module import MotionModuleConfig, fresh_motion_adapter, insert_motion_module
+from components.motion.presets import BASE_SHAPES
 from infra.errors import UserError
 from tests.components import original_names as names
 
@@ -29,7 +29,7 @@ TEMPORAL = "up_blocks.1.motion_modules.1.transformer_blocks.0.attn1.to_out.0"
 
 def trained_adapter(unet: Any, path: Path) -> None:
     """Random numbers in place of a training."""
-    parameters = lora.add_trainable(unet, "domain-adapter", 4, seed=3)
+    parameters = lora.add_trainable_lora(unet, "domain-adapter", 4, seed=3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in parameters.values():
@@ -40,7 +40,7 @@ def trained_adapter(unet: Any, path: Path) -> None:
 @pytest.fixture
 def video(pipeline: Any, trained: dict[str, Path]) -> Any:
     adapter, _ = load_motion_module(trained["motion-module"])
-    return insert(pipeline.unet, adapter)
+    return insert_motion_module(pipeline.unet, adapter)
 
 
 def motion_loras(folder: Path, count: int) -> list[lora.LoraWeights]:
@@ -62,7 +62,7 @@ def motion_loras(folder: Path, count: int) -> list[lora.LoraWeights]:
         lambda name: name.replace(".processor.", "."),
     ],
 )
-@pytest.mark.parametrize("kind", lora.LAYERS)
+@pytest.mark.parametrize("kind", lora.TARGET_MODULES)
 def test_loras_are_read_under_any_name_they_go_by(kind: str, rename: Any, tmp_path: Path) -> None:
     tensors = names.original(kind)
     save_file({rename(name): tensor for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
@@ -148,7 +148,7 @@ def test_alpha_of_the_domain_adapter_is_adjustable(pipeline: Any, trained: dict[
         stack.set_scale("domain-adapter", alpha)
         assert torch.allclose(pipeline.unet.get_submodule(LAYER).weight, before + alpha * weights.delta(LAYER))
     assert stack.scales == {"domain-adapter": 0.2}
-    with stack.without():
+    with stack.disabled():
         assert torch.equal(pipeline.unet.get_submodule(LAYER).weight, before)
     assert torch.allclose(pipeline.unet.get_submodule(LAYER).weight, before + 0.2 * weights.delta(LAYER))
 
@@ -190,8 +190,8 @@ def test_diffusers_pipelines_load_them_as_w_plus_alpha_up_down(
 
 def test_only_the_kind_s_layers_are_trainable(pipeline: Any) -> None:
     adapter = fresh_motion_adapter(MotionModuleConfig(preset="from-base"), pipeline.unet)
-    video = insert(pipeline.unet, adapter)
-    parameters = lora.add_trainable(video, "motion-lora", 4, 0)
+    video = insert_motion_module(pipeline.unet, adapter)
+    parameters = lora.add_trainable_lora(video, "motion-lora", 4, 0)
     learning = {name for name, parameter in video.named_parameters() if parameter.requires_grad}
     assert len(learning) == len(parameters)
     assert all("motion_modules" in name and ".lora_" in name for name in learning)
@@ -207,14 +207,14 @@ def test_the_adapter_sits_on_every_attention_of_the_image_layers(pipeline: Any, 
             for projection in ("to_q", "to_k", "to_v", "to_out.0")
             for side in "AB"
         }
-        assert set(lora.add_trainable(unet, "domain-adapter", 2, 0)) == expected
+        assert set(lora.add_trainable_lora(unet, "domain-adapter", 2, 0)) == expected
 
 
 def test_a_convolutional_motion_module_takes_no_lora(pipeline: Any) -> None:
     config = MotionModuleConfig(preset="from-base", network="temporal-convolution")
-    video = insert(pipeline.unet, fresh_motion_adapter(config, pipeline.unet))
+    video = insert_motion_module(pipeline.unet, fresh_motion_adapter(config, pipeline.unet))
     with pytest.raises(UserError, match="temporal convolutions has none"):
-        lora.add_trainable(video, "motion-lora", 4, 0)
+        lora.add_trainable_lora(video, "motion-lora", 4, 0)
 
 
 def test_the_wrong_kind_is_named(trained: dict[str, Path]) -> None:
@@ -243,7 +243,7 @@ def test_wrong_sizes_are_listed(trained: dict[str, Path], pipeline: Any) -> None
 def test_a_lora_of_v2_and_a_module_that_is_not_are_told_apart(preset: Any, says: str, tmp_path: Path) -> None:
     """At full size, without memory for the weights of the model."""
     with torch.device("meta"):
-        module = fresh_motion_adapter(MotionModuleConfig(preset=preset), BASES["sd15"])
+        module = fresh_motion_adapter(MotionModuleConfig(preset=preset), BASE_SHAPES["sd15"])
     shapes = names.motion_lora(names.SD15, 2, mid_block=preset == "v3")
     save_file(names.filled(shapes, torch.float16), tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=rf"layers in the mid block.*{says}"):

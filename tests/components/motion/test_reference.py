@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.files.names import motion_to_original
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert, temporal_modules
+from components.files.state_dict_keys import motion_module_to_original
+from components.motion.module import MotionModuleConfig, fresh_motion_adapter, insert_motion_module, temporal_modules
 from tests.components.conftest import pocket_unet_config
 from tests.components.motion.reference_model import MID, PE, NormMode, VideoUNet, sinusoid, to_clips, to_frames
 
@@ -33,7 +33,7 @@ class Parts:
     def reference(self, norm: NormMode = "per_frame", image_norm: NormMode = "per_frame") -> VideoUNet:
         config = self.adapter.config
         heads = config.motion_num_attention_heads
-        tensors = motion_to_original(self.adapter.state_dict())
+        tensors = motion_module_to_original(self.adapter.state_dict())
         return VideoUNet(self.unet2d, tensors, heads, config.motion_norm_num_groups, norm, image_norm)
 
     def stock(self) -> Any:
@@ -140,7 +140,7 @@ def test_the_reference_without_motion_is_the_image_model_on_every_frame(small_wi
 
 
 def test_positions_are_the_sinusoids_of_the_paper(small_with_mid_block: Parts) -> None:
-    tensors = motion_to_original(small_with_mid_block.adapter.state_dict())
+    tensors = motion_module_to_original(small_with_mid_block.adapter.state_dict())
     positions = {name: tensor for name, tensor in tensors.items() if name.endswith("pos_encoder.pe")}
     assert len(positions) == 2 * 10
     assert f"{MID}.{PE}" in positions
@@ -151,7 +151,7 @@ def test_positions_are_the_sinusoids_of_the_paper(small_with_mid_block: Parts) -
 @pytest.mark.parametrize("frames", [1, 5, 16])
 @pytest.mark.parametrize("norm", MODES)
 def test_each_temporal_transformer_is_the_reference_module(small: Parts, norm: NormMode, frames: int) -> None:
-    ours = temporal_modules(insert(small.unet2d, small.adapter, group_norm=norm))
+    ours = temporal_modules(insert_motion_module(small.unet2d, small.adapter, group_norm=norm))
     reference = small.reference(norm).motion
     assert ours.keys() == reference.keys()
     for place, module in ours.items():
@@ -164,7 +164,7 @@ def test_each_temporal_transformer_is_the_reference_module(small: Parts, norm: N
 
 @pytest.mark.parametrize("norm", MODES)
 def test_a_320_channel_temporal_transformer_is_the_reference_module(wide: Parts, norm: NormMode) -> None:
-    module = temporal_modules(insert(wide.unet2d, wide.adapter, group_norm=norm))[WIDE]
+    module = temporal_modules(insert_motion_module(wide.unet2d, wide.adapter, group_norm=norm))[WIDE]
     x = unlike_frames(2, 320, 16, 4, 4)
     with torch.no_grad():
         assert_same(on_frames(module, x), wide.reference(norm).motion[WIDE](x))
@@ -179,7 +179,7 @@ def test_small_activations_show_every_epsilon(small: Parts) -> None:
                 parameter.mul_(0.01)
     scaled = Parts(small.unet2d, adapter)
     reference = scaled.reference().motion
-    for place, module in temporal_modules(insert(scaled.unet2d, adapter)).items():
+    for place, module in temporal_modules(insert_motion_module(scaled.unet2d, adapter)).items():
         x = 0.003 * unlike_frames(2, module.norm.num_channels, 3, 6, 5)  # what the group norm sees
         with torch.no_grad():
             assert_same(on_frames(module, x), reference[place](x))
@@ -194,7 +194,7 @@ def test_the_whole_video_model_is_the_reference(
     chosen: Parts = request.getfixturevalue(parts)
     reference = chosen.reference(norm, image_norm)
     assert (MID in reference.motion) == (parts == "small_with_mid_block")
-    video = insert(chosen.unet2d, chosen.adapter, group_norm=norm, image_group_norm=image_norm).eval()
+    video = insert_motion_module(chosen.unet2d, chosen.adapter, group_norm=norm, image_group_norm=image_norm).eval()
     assert_same(noise(video, *whole_input()), reference(*whole_input()))
 
 
@@ -204,7 +204,7 @@ def test_every_mode_differs_from_every_other_on_frames_of_unlike_brightness(smal
 
 
 def test_the_default_is_the_official_v2_and_v3(small: Parts) -> None:
-    video = insert(small.unet2d, small.adapter).eval()
+    video = insert_motion_module(small.unet2d, small.adapter).eval()
     assert_same(noise(video, *whole_input()), small.reference("per_frame", "per_frame")(*whole_input()))
 
 

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from components.diffusion.objective import image_predictor, video_predictor
-from components.motion.motion_module import (
+from components.motion.module import (
     MotionModuleConfig,
     fresh_motion_adapter,
-    insert,
+    insert_motion_module,
     temporal_modules,
 )
 from components.stages.domain_adapter import DomainAdapterTraining
@@ -87,7 +87,7 @@ def image_unet() -> Any:
 def video_unet() -> Any:
     """The same with a fresh v3 motion module (4.8 GiB); the image model and the adapter are let go of."""
     unet2d, module = image_unet(), MotionModuleConfig(preset="v3")
-    return insert(unet2d, fresh_motion_adapter(module, unet2d), module.group_norm, module.image_norm)
+    return insert_motion_module(unet2d, fresh_motion_adapter(module, unet2d), module.group_norm, module.image_norm)
 
 
 def domain_adapter(config: TrainConfig) -> Task:

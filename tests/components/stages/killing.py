@@ -25,7 +25,7 @@ import torch.utils.tensorboard
 from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline, UNetMotionModel  # noqa: F401
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining
 from components.stages.motion_module import MotionModuleTraining

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.stages.plan import plan
 from components.stages.stage import Model, Stage, train_stage
 from components.train.config import TrainConfig
@@ -41,8 +41,8 @@ class OutputLayerTraining(Stage):
         layer = unet.get_submodule("conv_out").requires_grad_(True)
         return dict(layer.named_parameters())
 
-    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], notes: Mapping[str, object]) -> None:
-        save_file(dict(weights), folder / FILE, metadata={name: str(value) for name, value in notes.items()})
+    def save(self, folder: Path, model: Model, weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+        save_file(dict(weights), folder / FILE, metadata={name: str(value) for name, value in metadata.items()})
 
 
 def test_it_trains_to_its_end_and_is_sealed(

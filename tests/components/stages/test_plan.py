@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from components.base.base_model import HUB_REFERENCE
-from components.motion.motion_module import MotionModuleConfig
+from components.base.model import HUB_REFERENCE
+from components.motion.module import MotionModuleConfig
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining
 from components.stages.motion_module import MotionModuleTraining

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.stages import stage
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining

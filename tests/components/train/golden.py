@@ -10,7 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from components.base.base_model import BaseModel, load_base, vae_sha256
+from components.base.model import BaseModel, load_base, vae_sha256
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining
 from components.stages.motion_module import MotionModuleTraining

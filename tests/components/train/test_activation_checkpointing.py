@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from components.motion.motion_module import fresh_motion_adapter, insert, temporal_modules
+from components.motion.module import fresh_motion_adapter, insert_motion_module, temporal_modules
 from components.train.activation_checkpointing import checkpoint_activations
-from tests.components.motion.test_motion_module import FROM_BASE, image_unet, randomised
+from tests.components.motion.test_module import FROM_BASE, image_unet, randomised
 
 
 @pytest.mark.parametrize("mode", ["resnets", "full"])
 def test_recomputed_activations_give_the_same_gradients(mode: Any) -> None:
     unet = image_unet()
-    plain = insert(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))
+    plain = insert_motion_module(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))
     saving = copy.deepcopy(plain)
     checkpoint_activations(saving, mode)
     z, text, t = torch.randn(1, 4, 3, 8, 8), torch.randn(3, 32, 128), torch.tensor([500])
@@ -37,7 +37,7 @@ def test_every_temporal_transformer_is_recomputed() -> None:
     from diffusers import MotionAdapter
 
     with_mid = MotionAdapter.from_config({**adapter.config, "use_motion_mid_block": True})
-    video = insert(unet, with_mid)
+    video = insert_motion_module(unet, with_mid)
     checkpoint_activations(video, "full")
     runs: dict[str, int] = {}
     for name, module in temporal_modules(video).items():

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.stages.motion_lora import MotionLoraTraining
 from components.stages.stage import train_stage
 from components.train.batch import ClipBatch

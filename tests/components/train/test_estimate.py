@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.diffusion.objective import video_predictor
 from components.lora import lora
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
-from components.motion.presets import BASES
+from components.motion.module import MotionModuleConfig, fresh_motion_adapter, insert_motion_module
+from components.motion.presets import BASE_SHAPES
 from components.train import estimate
 from components.train.activation_checkpointing import Checkpointing, checkpoint_activations
 from components.train.estimate import GIB, Shape, activations, memory, step_flops
-from tests.components.motion.test_motion_module import sd_unet
+from tests.components.motion.test_module import sd_unet
 
-SD15 = BASES["sd15"].widths
+SD15 = BASE_SHAPES["sd15"].widths
 CLIP_256 = Shape(clips=1, frames=16, height=32, width=32)
 
 
@@ -27,9 +27,9 @@ def motion_v3(trains: str = "motion-module") -> Any:
     """SD 1.5 and the v3 module without memory."""
     with torch.device("meta"):
         unet = sd_unet(SD15)
-        video = insert(unet, fresh_motion_adapter(MotionModuleConfig(preset="v3"), BASES["sd15"]))
+        video = insert_motion_module(unet, fresh_motion_adapter(MotionModuleConfig(preset="v3"), BASE_SHAPES["sd15"]))
         if trains == "motion-lora":
-            lora.add_trainable(video, "motion-lora", 64, 0)
+            lora.add_trainable_lora(video, "motion-lora", 64, 0)
             return video
     video.requires_grad_(False)
     for name, parameter in video.named_parameters():

@@ -15,8 +15,9 @@ from PIL import Image
 
 from components.animate.animator import Animator
 from components.animate.config import AnimationConfig, AnimationModels
-from components.base.base_model import BaseModel, load_base
-from components.base.text_states import TextStates
+from components.base import caption_encoder
+from components.base.caption_encoder import CaptionEncoder
+from components.base.model import BaseModel, load_base
 from components.convert.info import describe
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining
@@ -150,20 +151,18 @@ def test_cached_embeddings_stand_in_for_the_text_encoder(
     expected = lora_losses(config, base, clips, trained["motion-module"], tmp_path / "plain")
     pipeline = load_base(base)
     source = Embedded(clips.vae_sha256)
-    source.encoder = TextStates(pipeline.tokenizer, pipeline.text_encoder, torch.device("cpu"))
+    source.encoder = CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, torch.device("cpu"))
     found = lora_losses(config, base, source, trained["motion-module"], tmp_path / "cached")
     assert [report.loss for report in found] == pytest.approx([report.loss for report in expected], rel=1e-3)
 
     source.wrong = True
-    with pytest.raises(UserError, match="is not what the base model's text encoder makes of it"):
+    with pytest.raises(UserError, match="differs from that of the base model's text encoder"):
         lora_losses(config, base, source, trained["motion-module"], tmp_path / "wrong")
 
 
 def test_texts_are_encoded_once_and_let_go_of_in_turn(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.base import text_states
-
     pipeline = load_base(base)
-    states = TextStates(pipeline.tokenizer, pipeline.text_encoder, torch.device("cpu"))
+    states = CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, torch.device("cpu"))
     encoded: list[int] = []
     pipeline.text_encoder.register_forward_pre_hook(
         lambda module, args, kwargs: encoded.append(len(args[0])), with_kwargs=True
@@ -172,7 +171,7 @@ def test_texts_are_encoded_once_and_let_go_of_in_turn(base: BaseModel, monkeypat
     assert torch.equal(first[0], first[2])
     states(CAPTIONS[:2])
     assert encoded == [1, 1]
-    monkeypatch.setattr(text_states, "KEPT_BYTES", 2 * first[0].nbytes)
+    monkeypatch.setattr(caption_encoder, "CACHE_BYTES", 2 * first[0].nbytes)
     states(CAPTIONS[2:4])
     states([CAPTIONS[3], CAPTIONS[0]])
     assert len(encoded) == 5

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.diffusion.objective import draw
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from components.animate.animator import Animator
 from components.animate.config import AnimationConfig
-from components.base.base_model import BaseModel
+from components.base.model import BaseModel
 from components.clip.clip import ClipEncoder
 from components.clip.config import ClipModel
 from evaluation.benchmark.benchmark import BenchmarkProgress, run_benchmark
@@ -93,12 +93,14 @@ def test_scores_are_those_of_the_files(config: BenchmarkConfig, benchmark: tuple
     assert (row["frames"], row["height"], row["width"], row["fps"]) == (4, 64, 64, 8)
     pictures = sorted((folder / "references" / "tiny" / "0000").glob("*.png"))
     assert len(pictures) == 2
-    references = encoder.images(np.stack([np.asarray(Image.open(path)) for path in pictures]))
-    embedded = encoder.images(frames)
+    references = encoder.encode_images(np.stack([np.asarray(Image.open(path)) for path in pictures]))
+    embedded = encoder.encode_images(frames)
     assert row["text_alignment"] == pytest.approx(
-        100 * (embedded @ encoder.text(f"drawn, {PROMPTS[0]}")).mean(), abs=1e-3
+        100 * (embedded @ encoder.encode_text(f"drawn, {PROMPTS[0]}")).mean(), abs=1e-3
     )
-    assert row["text_alignment_content"] == pytest.approx(100 * (embedded @ encoder.text(PROMPTS[0])).mean(), abs=1e-3)
+    assert row["text_alignment_content"] == pytest.approx(
+        100 * (embedded @ encoder.encode_text(PROMPTS[0])).mean(), abs=1e-3
+    )
     assert row["domain_similarity"] == pytest.approx(100 * (embedded @ references.T).mean(), abs=1e-3)
     assert row["reference_ceiling"] == pytest.approx(100 * references[0] @ references[1], abs=1e-3)
     assert row["dynamic_degree"] == measure_motion(frames, 8).dynamic_degree

@@ -49,15 +49,15 @@ def test_scores_equal_the_formulas():
 
 
 def test_a_frozen_clip_is_perfectly_smooth(encoder: ClipEncoder):
-    frozen = encoder.images(np.repeat(pictures(1), 6, axis=0))
-    got = score_clip(frozen, encoder.text("a red square"), encoder.images(pictures(2, seed=3)))
+    frozen = encoder.encode_images(np.repeat(pictures(1), 6, axis=0))
+    got = score_clip(frozen, encoder.encode_text("a red square"), encoder.encode_images(pictures(2, seed=3)))
     assert got.smoothness_consecutive == pytest.approx(100, abs=1e-3)
     assert got.smoothness_pairs == pytest.approx(100, abs=1e-3)
 
 
 def test_one_frame_has_no_smoothness_and_one_reference_no_ceiling(encoder: ClipEncoder):
-    one = encoder.images(pictures(1))
-    got = score_clip(one, encoder.text("x"), one)
+    one = encoder.encode_images(pictures(1))
+    got = score_clip(one, encoder.encode_text("x"), one)
     assert math.isnan(got.smoothness_consecutive)
     assert math.isnan(got.smoothness_pairs)
     assert math.isnan(got.reference_ceiling)
@@ -75,17 +75,17 @@ def test_frames_go_through_the_models_own_preprocessing(encoder: ClipEncoder):
     with torch.inference_mode():
         expected = encoder.model.encode_image(batch).numpy()
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-    np.testing.assert_allclose(encoder.images(frames), expected, atol=2e-4)
+    np.testing.assert_allclose(encoder.encode_images(frames), expected, atol=2e-4)
 
 
 def test_batches_do_not_change_embeddings(encoder: ClipEncoder, clip_folder: Path):
     frames = pictures(5)
     small = ClipEncoder(ClipModel(name=f"local-dir:{clip_folder}", batch_size=2), "cpu")
-    np.testing.assert_allclose(small.images(frames), encoder.images(frames), atol=1e-5)
+    np.testing.assert_allclose(small.encode_images(frames), encoder.encode_images(frames), atol=1e-5)
 
 
 def test_text_is_normalised_and_its_truncation_noticed(encoder: ClipEncoder):
-    assert np.linalg.norm(encoder.text("a blue circle")) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(encoder.encode_text("a blue circle")) == pytest.approx(1, abs=1e-5)
     assert not encoder.truncates("a blue circle moving left on sand")
     assert encoder.truncates("a very long prompt " * 10)
 

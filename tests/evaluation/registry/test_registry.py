@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from components.base.base_model import BaseModel, LoraFile
+from components.base.model import BaseModel, LoraFile
 from evaluation.registry.registry import RegistryEntry, entry_named
 from infra.errors import UserError
 

@@ -225,7 +225,7 @@ def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path)
     mistake(animateflow("weights", "import", folder, "--out", tmp_path / "x"), "folder")
 
     before = file.read_bytes()
-    mistake(animateflow("weights", "import", file, "--out", file), "is a file", "Name a new folder")
+    mistake(animateflow("weights", "import", file, "--out", file), "is a file", "Choose a new folder")
     mistake(animateflow("weights", "import", file, "--out", tmp_path), "a folder with other files")
     mistake(animateflow("weights", "export", folder, "--out", tmp_path), "cannot be written", "untouched")
     mistake(animateflow("weights", "export", folder, "--out", file / "b.safetensors"), "cannot be written")

@@ -22,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pocket_vae() -> str:
-    from components.base.base_model import BaseModel, load_base, vae_sha256
+    from components.base.model import BaseModel, load_base, vae_sha256
 
     return vae_sha256(load_base(BaseModel(path=POCKET / "base")).vae)
 

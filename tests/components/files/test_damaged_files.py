@@ -8,14 +8,11 @@ import math
 import pytest
 import torch
 
-from components.base.base_model import BaseModel, load_base
+from components.base.model import BaseModel, load_base
 from components.convert.info import describe
-from components.motion.files import WEIGHTS
+from components.motion.files import WEIGHTS_NAME
 from infra.errors import UserError
-from tests.components.files.mutations.files import FILES, PLACES, replace_file
-from tests.components.files.mutations.pickles import MARK, Malicious, circle, laughs
-from tests.components.files.weight_bench import Bench, unlike
-from tests.components.files.weight_damage import (
+from tests.components.files.damage import (
     Damage,
     both,
     config,
@@ -33,7 +30,10 @@ from tests.components.files.weight_damage import (
     text,
     without,
 )
-from tests.components.files.weight_readers import PEFT, READERS, attempt, outcome
+from tests.components.files.fuzz_setup import Bench, unlike
+from tests.components.files.mutations.files import FILES, PLACES, replace_file
+from tests.components.files.mutations.pickles import MARK, Malicious, circle, laughs
+from tests.components.files.readers import PEFT, READERS, attempt, outcome
 
 MOTION, ADAPTER, LORA, KOHYA, WORD, CHECKPOINT = (
     f"{name}.safetensors"
@@ -48,21 +48,21 @@ UNET = {"conv_in.weight": torch.ones(32, 4, 3, 3), "down_blocks.0.resnets.0.norm
 
 REFUSED: dict[str, list[tuple[str, Damage, str]]] = {
     "bytes": [
-        (MOTION, raw(lambda raw: raw[:-1]), "cut short"),
-        (MOTION, raw(lambda raw: raw[len(raw) // 2 :] + raw[: len(raw) // 2]), "fit no weight format"),
+        (MOTION, raw(lambda raw: raw[:-1]), "file was truncated"),
+        (MOTION, raw(lambda raw: raw[len(raw) // 2 :] + raw[: len(raw) // 2]), "are those of no known format"),
         (MOTION, raw(lambda raw: raw[:-9] + b"\xff" * 9), "enormous"),
         ("motion.ckpt", raw(lambda raw: raw[: len(raw) // 2]), "cannot be read safely"),
         ("motion.pt", raw(lambda raw: raw[:300] + bytes(300) + raw[600:]), "cannot be read safely"),
     ],
     "length": [
         (MOTION, raw(lambda raw: bytes(8) + raw[8:]), "not JSON"),
-        (MOTION, raw(lambda raw: (10**8).to_bytes(8, "little") + raw[8:]), "cut short"),
+        (MOTION, raw(lambda raw: (10**8).to_bytes(8, "little") + raw[8:]), "file was truncated"),
     ],
     "text": [
         (MOTION, text(lambda header: header.decode().encode("utf-16-le")), "not JSON"),
         (MOTION, text(lambda header: header.replace(b"[32]", b"[" + b"9" * 5000 + b"]", 1)), "not JSON"),
         (MOTION, text(lambda header: header.replace(b"[32]", b"[1e999]", 1)), "has the shape"),
-        (MOTION, text(lambda header: header.replace(b'norm.bias"', b'norm.\\ud800"', 1)), "is no name"),
+        (MOTION, text(lambda header: header.replace(b'norm.bias"', b'norm.\\ud800"', 1)), "is not a tensor name"),
         (MOTION, text(many_names), "'59999' appears twice"),
     ],
     "table": [
@@ -76,12 +76,12 @@ REFUSED: dict[str, list[tuple[str, Damage, str]]] = {
         (CHECKPOINT, entry(CONV_IN, dtype="I16"), "not as floating-point"),
     ],
     "metadata": [
-        (MOTION, note("x", "\ud800"), "metadata are not texts"),
+        (MOTION, note("x", "\ud800"), "metadata is not text"),
         (MOTION, note("animateflow.heads", "5"), r"heads \[5, 5, 5\]"),
-        (MOTION, note("animateflow.norm_groups", "9" * 5000), "no motion module has"),
+        (MOTION, note("animateflow.norm_groups", "9" * 5000), "not have the shape of a motion module"),
         (MOTION, both(without(".pe"), note("animateflow.max_frames", "100000")), "100000 positions"),
-        (LORA, note(PEFT, "[" * 100_000), "settings that cannot be read"),
-        (LORA, note(PEFT, '{"r": 4, "lora_alpha": 1%s}' % ("0" * 400)), "settings that cannot be read"),
+        (LORA, note(PEFT, "[" * 100_000), "LoRA config that cannot be read"),
+        (LORA, note(PEFT, '{"r": 4, "lora_alpha": 1%s}' % ("0" * 400)), "LoRA config that cannot be read"),
         (LORA, note(PEFT, '{"r": 4, "lora_alpha": 1e-300}'), "trained with"),
         (LORA, note(PEFT, '{"r": 1, "lora_alpha": 4}'), "trained with"),
     ],
@@ -89,7 +89,7 @@ REFUSED: dict[str, list[tuple[str, Damage, str]]] = {
         (MOTION, put(**{NORM: torch.full((32,), 1e300, dtype=torch.float64)}), "enormous"),
         (MOTION, put(**{NORM_DIFFUSERS: torch.ones(32)}), "is unknown"),
         ("motion.ckpt", put(**{NORM_DIFFUSERS: torch.ones(32)}), "is unknown"),
-        (MOTION, put(**{POSITIONS % 1: torch.ones(1, 32, 32)}), "unlike positions"),
+        (MOTION, put(**{POSITIONS % 1: torch.ones(1, 32, 32)}), "have different positional encodings"),
         (MOTION, without(POSITIONS % 0, POSITIONS % 1), "pos_embed.pe is missing"),
         (MOTION, put(**{f"{TO_Q}.alpha": torch.tensor(4.0)}), "is a LoRA of an image model"),
         (ADAPTER, without("blocks.0.attn1.processor.to_q_lora.up.weight"), "missing or unknown"),
@@ -99,7 +99,8 @@ REFUSED: dict[str, list[tuple[str, Damage, str]]] = {
         (LORA, put(**{f"{AT}transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(4, 32)}), "missing or unknown"),
         (KOHYA, put(**{f"{TO_Q}.lora_down.weight": torch.ones(1, 20_000),
                        f"{TO_Q}.lora_up.weight": torch.ones(20_000, 1)}), "20000"),
-        (KOHYA, both(put(**{f"{TO_Q}.lora_down.weight": torch.tensor(1.0)}), without(f"{TO_Q}.alpha")), "no product"),
+        (KOHYA, both(put(**{f"{TO_Q}.lora_down.weight": torch.tensor(1.0)}), without(f"{TO_Q}.alpha")),
+         "cannot be multiplied"),
         (KOHYA, every(lambda tensor: tensor * 1e30), "enormous"),
         (KOHYA, put(**{f"{TO_Q}.alpha": torch.tensor(1 + 2j)}), "alpha"),
         (KOHYA, put(**{f"{TO_Q}.alpha": torch.tensor(10**12)}), "enormous"),
@@ -121,16 +122,16 @@ REFUSED: dict[str, list[tuple[str, Damage, str]]] = {
             (put(x=laughs(depth=2, width=5000)), "in a circle"),
             (tensors(name_by_numbers), "for a name"),
             (put(x={"y": torch.ones(1)}, **{"x.y": torch.ones(2)}), "twice"),
-            (put(**{"\ud800": torch.ones(1)}), "is no name"),
-            (tensors(share), "by their names"),
+            (put(**{"\ud800": torch.ones(1)}), "is not a tensor name"),
+            (tensors(share), "its tensors claim"),
             (every(lambda tensor: [tensor]), "without tensors"),
         )
     ] + [("motion.ckpt", packed, "compressed")],
     "config": [
-        ("motion", config(motion_norm_num_groups=math.inf), "no motion module has"),
-        ("motion", config(motion_num_attention_heads=[math.inf, 8, 8]), "no motion module has"),
+        ("motion", config(motion_norm_num_groups=math.inf), "not have the shape of a motion module"),
+        ("motion", config(motion_num_attention_heads=[math.inf, 8, 8]), "not have the shape of a motion module"),
         ("motion", config(block_out_channels=[32, 64]), "block_out_channels"),
-        ("motion", lambda path: put(**UNET)(path / WEIGHTS), "beside the temporal layers"),
+        ("motion", lambda path: put(**UNET)(path / WEIGHTS_NAME), "are not of a temporal layer"),
         ("motion", lambda path: (path / "config.json").write_text("[" * 100_000), "cannot be read"),
     ],
 }  # fmt: skip
@@ -183,14 +184,14 @@ def test_a_bit_flipped_in_a_tensor_is_found_by_the_hash(bench: Bench) -> None:
         path = bench.copy_of(file)
         raw(lambda raw: raw[:-2] + bytes([raw[-2] ^ 1]) + raw[-1:])(path)
         assert outcome(bench, READERS[file], path) == "whole"
-        with pytest.raises(UserError, match="its maker noted"):
+        with pytest.raises(UserError, match="its metadata says"):
             describe(path, hashes=True)
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (raw(lambda raw: raw[:-1]), "cut short"),
+        (raw(lambda raw: raw[:-1]), "file was truncated"),
         (raw(lambda raw: raw[:-3000] + b"\xff" * 3000), "enormous"),
         (put(**{CONV_IN: torch.full((32, 4, 3, 3), 1e300, dtype=torch.float64)}), "enormous"),
         (every(lambda tensor: tensor.view(torch.int16)), "not as floating-point"),

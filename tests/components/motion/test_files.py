@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components.convert.formats import export_original, import_original
 from components.convert.info import describe
-from components.files.names import motion_to_original
+from components.files.state_dict_keys import motion_module_to_original
 from components.motion.files import load_motion_module
 from tests.components import original_names as names
 
@@ -20,7 +20,7 @@ def test_diffusers_reads_an_imported_motion_module(tmp_path: Path) -> None:
     from diffusers import MotionAdapter
 
     tensors = names.original("motion-module")
-    save_file(tensors, tmp_path / "original.safetensors", names.POCKET_NOTES)
+    save_file(tensors, tmp_path / "original.safetensors", names.POCKET_METADATA)
     folder = import_original(tmp_path / "original.safetensors", tmp_path / "folder")
     read = MotionAdapter.from_pretrained(folder)
     again = MotionAdapter.from_single_file(
@@ -40,14 +40,14 @@ def test_diffusers_reads_an_imported_motion_module(tmp_path: Path) -> None:
 def test_a_loaded_module_is_fp32_trainable_and_its_own(tmp_path: Path) -> None:
     """Not the bytes of its file, which may be written to later."""
     tensors, file = names.original("motion-module"), tmp_path / "a.safetensors"
-    save_file(tensors, file, names.POCKET_NOTES)
+    save_file(tensors, file, names.POCKET_METADATA)
     adapter, _ = load_motion_module(file)
     assert all(parameter.requires_grad for parameter in adapter.parameters())
     assert {(t.dtype, t.device.type) for t in adapter.state_dict().values()} == {(torch.float32, "cpu")}
     with file.open("r+b") as handle:
         handle.seek(-sum(tensor.nbytes for tensor in tensors.values()), 2)
         handle.write(bytes(10**6))
-    found = motion_to_original(adapter.state_dict())
+    found = motion_module_to_original(adapter.state_dict())
     assert all(torch.allclose(found[name], tensor, atol=1e-6) for name, tensor in tensors.items())
 
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_the_official_trainer_is_read(zipped: bool, tmp_path: Pa
     tensors = names.filled(names.motion_module(widths, 32, layers=1))
     torch.save(wrapped(tensors), tmp_path / "checkpoint.ckpt", _use_new_zipfile_serialization=zipped)
     adapter, notes = load_motion_module(tmp_path / "checkpoint.ckpt")
-    found = motion_to_original(adapter.state_dict())
+    found = motion_module_to_original(adapter.state_dict())
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items() if not name.endswith("pe"))
     assert all(torch.allclose(found[name], t, atol=1e-6) for name, t in tensors.items() if name.endswith("pe"))
     assert notes["group_norm"] == "per_frame"
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_the_official_trainer_is_read(zipped: bool, tmp_path: Pa
 
 def test_other_lengths_of_positions_are_made_anew(tmp_path: Path) -> None:
     tensors = names.original("motion-module", torch.float16)
-    save_file(tensors, tmp_path / "a.safetensors", names.POCKET_NOTES)
+    save_file(tensors, tmp_path / "a.safetensors", names.POCKET_METADATA)
     for frames in (None, 8, 32, 64):
         adapter, _ = load_motion_module(tmp_path / "a.safetensors", frames)
         pe = adapter.state_dict()["down_blocks.1.motion_modules.0.transformer_blocks.0.pos_embed.pe"]
@@ -92,10 +92,12 @@ def test_other_lengths_of_positions_are_made_anew(tmp_path: Path) -> None:
     assert names.equal(back, {name: tensor for name, tensor in tensors.items() if not name.endswith(".pe")})
 
 
-def test_positions_that_are_no_sinusoids_are_kept_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_positions_that_are_not_sinusoids_are_kept_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tensors = names.original("motion-module")
     tensors |= {name: tensor.roll(1, 1) for name, tensor in tensors.items() if name.endswith("pe")}
-    save_file(tensors, tmp_path / "a.safetensors", names.POCKET_NOTES)
+    save_file(tensors, tmp_path / "a.safetensors", names.POCKET_METADATA)
     adapter, _ = load_motion_module(tmp_path / "a.safetensors")
-    assert names.equal(motion_to_original(adapter.state_dict()), tensors)
-    assert "positions of its own" in caplog.text
+    assert names.equal(motion_module_to_original(adapter.state_dict()), tensors)
+    assert "are not sinusoids. They are used as they are" in caplog.text

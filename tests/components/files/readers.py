@@ -23,19 +23,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from components.base.embeddings import add_embedding
-from components.base.files import PREFIXES, check_single_file
+from components.base.checks import PREFIXES, check_single_file
+from components.base.textual_inversion import add_textual_inversion
 from components.convert.formats import export_original, import_original
 from components.convert.info import describe
-from components.files.names import DIFFUSERS_PE, lora_to_diffusers, motion_from_original
-from components.files.weight_files import read_header
+from components.files.state_dict_keys import DIFFUSERS_PE, lora_to_diffusers, motion_module_to_diffusers
+from components.files.weights import read_header
 from components.lora import lora
-from components.lora.kohya import fold_lora
+from components.lora.kohya import fuse_lora
 from components.lora.stack import LoraStack
-from components.motion.files import WEIGHTS, load_motion_module
+from components.motion.files import WEIGHTS_NAME, load_motion_module
 from infra.errors import UserError
+from tests.components.files.fuzz_setup import Bench, State, finite, guarded, tensors_in, unlike, used
 from tests.components.files.mutations.pickles import MARK
-from tests.components.files.weight_bench import Bench, State, finite, guarded, tensors_in, unlike, used
 
 PEFT = "lora_adapter_metadata"
 UNUSED = ("position_ids", "logit_scale", "text_projection", "text_projection.weight")
@@ -45,8 +45,8 @@ Read = Callable[[Bench, Path], State]
 
 def read_motion_module(bench: Bench, path: Path) -> State:
     found = load_motion_module(path)[0].state_dict()
-    file = path / WEIGHTS if path.is_dir() else path
-    given = used(file, motion_from_original, whole_unet=path.is_file())
+    file = path / WEIGHTS_NAME if path.is_dir() else path
+    given = used(file, motion_module_to_diffusers, whole_unet=path.is_file())
     positions = {name for name in bench.module if name.endswith(DIFFUSERS_PE)}
     assert found.keys() == bench.module.keys()
     assert given.keys() in (found.keys(), found.keys() - positions), "not all positions, or tensors passed over"
@@ -85,14 +85,14 @@ def put_lora_on(kind: str) -> Read:
             stack.clear()
         given = used(path, lora_to_diffusers)
         assert weights.state.keys() == given.keys()
-        layers = {name for name, _ in unet.named_modules() if re.fullmatch(lora.LAYERS[kind], name)}
+        layers = {name for name, _ in unet.named_modules() if re.fullmatch(lora.TARGET_MODULES[kind], name)}
         assert weights.layers == layers
         factor = peft_factor(path, weights.rank)
         deltas = {}
         for layer in layers:
             down, up = (given[f"unet.{layer}.lora_{side}.weight"] for side in "AB")
-            assert torch.equal(weights.pair(layer)[0], down)
-            assert weights.pair(layer)[1].any() or not up.any(), f"{layer} is not touched"
+            assert torch.equal(weights.down_and_up(layer)[0], down)
+            assert weights.down_and_up(layer)[1].any() or not up.any(), f"{layer} is not touched"
             deltas[f"{layer}.weight"] = factor * up.double() @ down.double()
         check_sums(after, before, deltas)
         return weights.state
@@ -129,7 +129,7 @@ def fold_kohya(bench: Bench, path: Path) -> State:
     unet, text_encoder = bench.unets["domain-adapter"], bench.pipeline.text_encoder
     before = {"lora_unet_": bench.before["domain-adapter"], "lora_te_text_model_": bench.text_before}
     with unchanged((unet, before["lora_unet_"]), (text_encoder, before["lora_te_text_model_"])):
-        fold_lora(unet, text_encoder, path, 1.0)
+        fuse_lora(unet, text_encoder, path, 1.0)
         after = [{name: t.clone() for name, t in model.state_dict().items()} for model in (unet, text_encoder)]
         unet.load_state_dict(before["lora_unet_"])
         text_encoder.load_state_dict(before["lora_te_text_model_"])
@@ -158,7 +158,7 @@ def teach_word(bench: Bench, path: Path) -> State:
     )
     known = len(pipeline.tokenizer)
     try:
-        word = add_embedding(pipeline, path)
+        word = add_textual_inversion(pipeline, path)
     except UserError:
         assert len(pipeline.tokenizer) == known
         assert not unlike(pipeline.text_encoder.state_dict(), bench.text_before)
@@ -210,7 +210,7 @@ READERS = {
     reader.name: reader
     for reader in (
         Reader("motion.safetensors", read_motion_module, 6),
-        Reader("motion", read_motion_module, 8, (WEIGHTS, "config.json")),
+        Reader("motion", read_motion_module, 8, (WEIGHTS_NAME, "config.json")),
         Reader("motion.ckpt", read_motion_module, 6),
         Reader("motion.pt", read_motion_module, 6),
         Reader("domain-adapter.safetensors", put_lora_on("domain-adapter")),
@@ -267,7 +267,7 @@ def check_conversion(bench: Bench, reader: Reader, path: Path, make: Any, loaded
         return
     if loaded is None:  # a LoRA that does not fit this model may be whole for another
         kind = read_header(path).kind
-        assert kind in lora.LAYERS
+        assert kind in lora.TARGET_MODULES
         assert not unlike(lora.load(target, kind).state, lora.load(path, kind).state)
         return
     assert not unlike(reader.read(bench, target), loaded)

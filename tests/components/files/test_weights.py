@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.files.kinds import KINDS, kind_of
-from components.files.weight_files import read_header, read_tensors, write_weights
+from components.files.kinds import KINDS, infer_kind
+from components.files.weights import read_header, read_tensors, write_weights
 from infra.errors import UserError
 
 
@@ -50,7 +50,7 @@ def tensor(dtype: str = '"F32"', shape: str = "[2]", offsets: str = "[0,8]", nam
         (lambda path: path.write_bytes(bytes(range(200, 250))), "is not a safetensors file"),
         (lambda path: path.write_bytes((20).to_bytes(8, "little") + b"{" + b"x" * 40), "is damaged"),
         (lambda path: path.write_bytes((2**40).to_bytes(8, "little") + b"{" * 40), "100,000,000 are allowed"),
-        (cut_short, "header promises"),
+        (cut_short, "by its header"),
         (trailing, "4 bytes after its last tensor"),
         (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "is a folder"),
@@ -63,7 +63,7 @@ def tensor(dtype: str = '"F32"', shape: str = "[2]", offsets: str = "[0,8]", nam
         (with_header(b"{" + tensor(offsets="[4,12]") + b"}", 12), "leave a gap"),
         (with_header(b"{" + tensor() + b"," + tensor(offsets="[4,12]", name="b") + b"}", 12), "overlap"),
         (with_header(b'{"a":{"dtype":"F32","shape":[2]}}'), "does not give dtype"),
-        (with_header(b'{"__metadata__":{"a":1},' + tensor() + b"}"), "metadata are not texts"),
+        (with_header(b'{"__metadata__":{"a":1},' + tensor() + b"}"), "metadata is not text"),
         (with_header(b"{" + b'{"a":' * 100_000, 0), "not JSON"),
         (with_header(b'{"a":"\xff\xfe"}'), "not JSON"),
     ],
@@ -195,5 +195,5 @@ CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.
     ],
 )
 def test_kinds_by_names_and_shapes(kind: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    assert kind_of(shapes) == kind
+    assert infer_kind(shapes) == kind
     assert kind in KINDS

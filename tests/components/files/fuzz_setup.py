@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from components.convert.formats import import_original
-from components.files.weight_files import write_weights
+from components.files.weights import write_weights
 from components.motion.files import load_motion_module
-from components.motion.motion_module import insert
+from components.motion.module import insert_motion_module
 from infra.pocket.personalised import save_single_file
 from tests.components import original_names as names
 
@@ -120,7 +120,7 @@ class Bench:
         write_sound_files(self.sound, pipeline)
         self.motion_names = set(names.motion_module(names.POCKET, 32, layers=1))
         self.module = load_motion_module(self.sound / "motion.safetensors")[0].state_dict()
-        video = insert(pipeline.unet, load_motion_module(self.sound / "motion.safetensors")[0])
+        video = insert_motion_module(pipeline.unet, load_motion_module(self.sound / "motion.safetensors")[0])
         self.unets: dict[str, nn.Module] = {"domain-adapter": pipeline.unet, "motion-lora": video}
         self.before = {kind: copy.deepcopy(unet.state_dict()) for kind, unet in self.unets.items()}
         self.text_before = copy.deepcopy(pipeline.text_encoder.state_dict())
@@ -137,7 +137,7 @@ class Bench:
 def write_sound_files(folder: Path, pipeline: Any) -> None:
     """One of each kind and format, as their programs write them; ours carry the hash of their tensors."""
     motion = names.original("motion-module", torch.float16)
-    write_weights(folder / "motion.safetensors", motion, names.POCKET_NOTES)
+    write_weights(folder / "motion.safetensors", motion, names.POCKET_METADATA)
     import_original(folder / "motion.safetensors", folder / "motion")
     without = {f"module.{name}": tensor for name, tensor in motion.items() if not name.endswith(".pe")}
     for file, zipped in (("motion.ckpt", True), ("motion.pt", False)):

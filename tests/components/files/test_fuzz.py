@@ -1,7 +1,7 @@
 """Damaged and forged weight files: every one is refused with our error, or read whole; never a crash, never a part.
 
 The files are drawn by hypothesis (`tests.components.files.mutations`) and judged by
-`tests.components.files.weight_readers`.
+`tests.components.files.readers`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from tests.components.files.fuzz_setup import Bench
 from tests.components.files.mutations.files import damage_config, mutate
 from tests.components.files.mutations.raw import Draw
-from tests.components.files.weight_bench import Bench
-from tests.components.files.weight_readers import READERS, Reader, outcome
+from tests.components.files.readers import READERS, Reader, outcome
 
 
 def damaged(bench: Bench, reader: Reader, draw: Draw) -> Path:

@@ -78,5 +78,5 @@ def test_a_flipped_bit_is_found_by_the_hash(trained: dict[str, Path], tmp_path: 
     raw[-1000] ^= 1
     (tmp_path / "a.safetensors").write_bytes(raw)
     describe(tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="its maker noted"):
+    with pytest.raises(UserError, match="its metadata says"):
         describe(tmp_path / "a.safetensors", hashes=True)

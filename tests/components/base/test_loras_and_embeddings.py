@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from components.base.base_model import BaseModel, EmbeddingFile, LoraFile, load_base
+from components.base.model import BaseModel, EmbeddingFile, LoraFile, load_base
 from infra.errors import UserError
 
 UNET_LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -107,7 +107,7 @@ def test_loras_that_do_not_fit_are_refused(base_folder: Path, tmp_path: Path) ->
     cross = key.replace("attn1_to_q", "attn2_to_k")
     of_sdxl = {f"{cross}.lora_down.weight": torch.zeros(4, 2048), f"{cross}.lora_up.weight": torch.zeros(640, 4)}
     save_file(of_sdxl, tmp_path / "xl.safetensors")
-    assert "is a LoRA of SDXL, not a LoRA of an image model" in refused(with_lora("xl.safetensors"))
+    assert "is an SDXL LoRA, not a LoRA of an image model" in refused(with_lora("xl.safetensors"))
     assert "fit no SD 1.x model" in refused(with_lora("xl.safetensors"))
     kohya(tmp_path / "mid.safetensors", **{f"{key}.lora_mid.weight": torch.zeros(4, 4, 3, 3)})
     assert "is a LoCon with lora_mid" in refused(with_lora("mid.safetensors"))
@@ -151,7 +151,7 @@ def test_embeddings_that_do_not_fit_are_refused(base_folder: Path, tmp_path: Pat
 
     assert "trained for Stable Diffusion 1.x" in with_embedding({"emb_params": torch.zeros(2, 768)})
     both = {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}
-    assert "is a textual-inversion embedding of SDXL" in with_embedding(both)
-    assert "knows already" in with_embedding({"emb_params": torch.zeros(2, 128)}, "red")
+    assert "is an SDXL textual-inversion embedding" in with_embedding(both)
+    assert "is in the tokenizer already" in with_embedding({"emb_params": torch.zeros(2, 128)}, "red")
     assert "not as floating-point" in with_embedding({"emb_params": torch.zeros(2, 128, dtype=torch.int32)})
     assert "file of unknown kind" in with_embedding({"a.b": torch.zeros(2)})

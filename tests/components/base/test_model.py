@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.base.base_model import BaseModel, LoraFile, fingerprint_of, load_base, vae_sha256
+from components.base.model import BaseModel, LoraFile, fingerprint_of, load_base, vae_sha256
 from infra.pocket.personalised import save_single_file
-from tests.components.base.test_base_extras import kohya, refused
+from tests.components.base.test_loras_and_embeddings import kohya, refused
 
 
 def test_a_folder_is_loaded_in_fp32_frozen(base: BaseModel, base_folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_models_of_other_kinds_are_refused(base_folder: Path, tmp_path: Path) ->
     assert "predicts sample. Only models that predict noise" in refused(BaseModel(path=tmp_path / "v"))
     for name, changes, says in (
         ("inpainting", {"in_channels": 9}, "has a UNet with 9 input channels. That is an inpainting"),
-        ("two", {"cross_attention_dim": 1024}, "is a whole Stable Diffusion 2 model (text of width 1024)"),
+        ("two", {"cross_attention_dim": 1024}, "is a Stable Diffusion 2 checkpoint (text width 1024)"),
     ):
         shutil.copytree(base_folder, tmp_path / name)
         unet = tmp_path / name / "unet" / "config.json"
@@ -109,9 +109,9 @@ CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.
 @pytest.mark.parametrize(
     ("shapes", "says", "then"),
     [
-        ({FIRST: (32, 9, 3, 3)}, "is a whole inpainting model", "takes a mask and a masked picture"),
-        ({FIRST: (32, 4, 3, 3), CROSS: (32, 1024)}, "is a whole Stable Diffusion 2 model", "fit its sizes and not"),
-        ({FIRST: (32, 4, 3, 3), CROSS: (32, 2048)}, "is a whole SDXL model", "do not fit it"),
+        ({FIRST: (32, 9, 3, 3)}, "is an inpainting checkpoint", "also takes a mask and a masked image"),
+        ({FIRST: (32, 4, 3, 3), CROSS: (32, 1024)}, "is a Stable Diffusion 2 checkpoint", "fit its sizes but not"),
+        ({FIRST: (32, 4, 3, 3), CROSS: (32, 2048)}, "is an SDXL checkpoint", "do not fit it"),
     ],
 )
 def test_checkpoints_of_other_families_are_named(

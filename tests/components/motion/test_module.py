@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from components.files.names import lora_to_original
+from components.files.state_dict_keys import lora_to_original
 from components.lora import lora
-from components.motion import temporal
+from components.motion import layers
 from components.motion.files import load_motion_module, save_motion_module
-from components.motion.motion_module import (
+from components.motion.module import (
     MotionModuleConfig,
     fresh_motion_adapter,
-    insert,
-    motion_state,
+    insert_motion_module,
+    motion_state_dict,
     temporal_modules,
 )
-from components.motion.presets import BASES
+from components.motion.presets import BASE_SHAPES
 from infra.errors import UserError
 
 FROM_BASE = MotionModuleConfig(preset="from-base")
@@ -60,7 +60,7 @@ def randomised(adapter: Any) -> Any:
 @pytest.mark.parametrize("group_norm", ["per_frame", "pooled"])
 def test_a_fresh_motion_module_leaves_every_frame_to_the_image_model(group_norm: Any) -> None:
     unet = image_unet()
-    video = insert(unet, fresh_motion_adapter(FROM_BASE, unet), group_norm)
+    video = insert_motion_module(unet, fresh_motion_adapter(FROM_BASE, unet), group_norm)
     generator = torch.Generator().manual_seed(2)
     z, text = torch.randn(2, 4, 5, 16, 16, generator=generator), torch.randn(2, 32, 128, generator=generator)
     t = torch.tensor([10, 900])
@@ -74,7 +74,7 @@ def test_a_fresh_motion_module_leaves_every_frame_to_the_image_model(group_norm:
 
 def test_a_trained_motion_module_mixes_frames() -> None:
     unet = image_unet()
-    video = insert(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))
+    video = insert_motion_module(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))
     z, text, t = torch.randn(1, 4, 4, 8, 8), torch.randn(4, 32, 128), torch.tensor([500])
     other = z.clone()
     other[:, :, 3] += 1
@@ -98,8 +98,8 @@ def test_presets_have_the_released_sizes(
     """Counts of the released files; tests of formats compare names and shapes."""
     config = MotionModuleConfig(preset=preset)
     with torch.device("meta"):
-        adapter = fresh_motion_adapter(config, BASES[base])
-        convolution = fresh_motion_adapter(config.replace(network="temporal-convolution"), BASES[base])
+        adapter = fresh_motion_adapter(config, BASE_SHAPES[base])
+        convolution = fresh_motion_adapter(config.replace(network="temporal-convolution"), BASE_SHAPES[base])
     assert count(adapter) == parameters
     assert count(convolution) == pytest.approx(parameters, rel=0.02)
     assert len(temporal_modules(adapter)) == len(temporal_modules(convolution)) == modules
@@ -114,9 +114,9 @@ def count(model: Any) -> int:
 def test_loras_have_the_released_sizes() -> None:
     with torch.device("meta"):
         unet = sd_unet((320, 640, 1280, 1280))
-        video = insert(unet, fresh_motion_adapter(MotionModuleConfig(preset="v2"), unet))
-        motion = lora.add_trainable(video, "motion-lora", 64, 0)
-        domain = lora.add_trainable(unet, "domain-adapter", 128, 0)
+        video = insert_motion_module(unet, fresh_motion_adapter(MotionModuleConfig(preset="v2"), unet))
+        motion = lora.add_trainable_lora(video, "motion-lora", 64, 0)
+        domain = lora.add_trainable_lora(unet, "domain-adapter", 128, 0)
     assert (len(motion), sum(p.numel() for p in motion.values())) == (336, 19_333_120)
     assert (len(domain), sum(p.numel() for p in domain.values())) == (256, 25_509_888)
     assert len(lora_to_original(motion)) == 336
@@ -125,8 +125,8 @@ def test_loras_have_the_released_sizes() -> None:
 def test_group_norm_per_frame_against_plain_torch() -> None:
     unet = image_unet()
     adapter = randomised(fresh_motion_adapter(FROM_BASE, unet))
-    per_frame = next(iter(temporal_modules(insert(unet, adapter)).values()))
-    pooled = next(iter(temporal_modules(insert(unet, adapter, "pooled")).values()))
+    per_frame = next(iter(temporal_modules(insert_motion_module(unet, adapter)).values()))
+    pooled = next(iter(temporal_modules(insert_motion_module(unet, adapter, "pooled")).values()))
     x = torch.randn(2 * 3, 32, 8, 8) * torch.arange(1, 7).view(-1, 1, 1, 1)  # frames of unlike contrast
 
     groups = x.view(6, 16, -1)
@@ -145,9 +145,9 @@ def test_group_norm_per_frame_against_plain_torch() -> None:
 def test_group_norm_changes_no_parameter_name() -> None:
     unet = image_unet()
     adapter = fresh_motion_adapter(FROM_BASE, unet)
-    per_frame, pooled = insert(unet, adapter), insert(unet, adapter, "pooled")
+    per_frame, pooled = insert_motion_module(unet, adapter), insert_motion_module(unet, adapter, "pooled")
     assert per_frame.state_dict().keys() == pooled.state_dict().keys()
-    assert motion_state(per_frame).keys() == adapter.state_dict().keys()
+    assert motion_state_dict(per_frame).keys() == adapter.state_dict().keys()
 
 
 def test_saved_and_loaded_with_more_positions(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_another_base_model_is_refused() -> None:
     unet = image_unet()
     other = image_unet(block_out_channels=(32, 64, 64))
     with pytest.raises(UserError, match=r"widths \(32, 64, 64\), not \(32, 64, 96\)"):
-        insert(other, fresh_motion_adapter(FROM_BASE, unet))
+        insert_motion_module(other, fresh_motion_adapter(FROM_BASE, unet))
     with pytest.raises(UserError, match="Preset v3 is for a base model of widths"):
         fresh_motion_adapter(MotionModuleConfig(preset="v3"), unet)
 
@@ -214,7 +214,9 @@ def test_missing_tensors_are_listed(tmp_path: Path) -> None:
 def test_attention_is_cut_before_the_batch_is_too_long_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """B·h·w = 131,072 sequences of two frames; equal to attention in one piece, no piece past 65,535."""
     unet = image_unet()
-    block = next(iter(temporal_modules(insert(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))).values()))
+    block = next(
+        iter(temporal_modules(insert_motion_module(unet, randomised(fresh_motion_adapter(FROM_BASE, unet)))).values())
+    )
     attention = block.transformer_blocks[0].attn1
     pieces: list[int] = []
     attention.to_q.register_forward_pre_hook(lambda layer, args: pieces.append(len(args[0])))
@@ -223,7 +225,7 @@ def test_attention_is_cut_before_the_batch_is_too_long_for_cuda(monkeypatch: pyt
         cut = attention(rows)
         assert sum(pieces) == 131_072
         assert max(pieces) <= 65_535
-        monkeypatch.setattr(temporal, "CUDA_BATCH_MAX", 10**9)
+        monkeypatch.setattr(layers, "CUDA_BATCH_MAX", 10**9)
         pieces.clear()
         assert torch.allclose(attention(rows), cut, atol=1e-5)
         assert pieces == [131_072]
@@ -235,14 +237,16 @@ def test_a_convolution_over_frames_sees_seven_to_each_side_and_comes_back_from_d
     adapter = fresh_motion_adapter(config, unet)
     z, text, t = torch.randn(1, 4, 4, 8, 8), torch.randn(4, 32, 128), torch.tensor([500])
     with torch.no_grad():
-        video = insert(unet, adapter)
+        video = insert_motion_module(unet, adapter)
         assert torch.allclose(video(z, t, text).sample[:, :, 2], unet(z[:, :, 2], t, text[2:3]).sample, atol=1e-5)
         save_motion_module(tmp_path / "mm", randomised(adapter), {"preset": "from-base"})
         read, notes = load_motion_module(tmp_path / "mm")
         assert notes["network"] == "temporal-convolution"
-        assert torch.equal(insert(unet, read)(z, t, text).sample, insert(unet, adapter)(z, t, text).sample)
+        assert torch.equal(
+            insert_motion_module(unet, read)(z, t, text).sample, insert_motion_module(unet, adapter)(z, t, text).sample
+        )
 
-        module = next(iter(temporal_modules(insert(unet, adapter)).values()))
+        module = next(iter(temporal_modules(insert_motion_module(unet, adapter)).values()))
         frames = torch.randn(20, 32, 4, 4)
         other = frames.clone()
         other[10] = torch.randn(32, 4, 4)
@@ -254,7 +258,7 @@ def test_official_v1_pools_the_image_norms_and_says_so_in_its_file(tmp_path: Pat
     """A model with pooled norms answers otherwise, and survives copies and recomputation."""
     unet = image_unet()
     adapter = randomised(fresh_motion_adapter(FROM_BASE, unet))
-    per_frame, pooled = insert(unet, adapter), insert(unet, adapter, "per_frame", "pooled")
+    per_frame, pooled = insert_motion_module(unet, adapter), insert_motion_module(unet, adapter, "per_frame", "pooled")
     brightness = torch.linspace(0.5, 2, 4).view(1, 1, -1, 1, 1)
     z, text, t = torch.randn(1, 4, 4, 8, 8) * brightness, torch.randn(4, 32, 128), torch.tensor([500])
     with torch.no_grad():
@@ -265,5 +269,5 @@ def test_official_v1_pools_the_image_norms_and_says_so_in_its_file(tmp_path: Pat
     save_motion_module(tmp_path / "mm", adapter, {"image_group_norm": "pooled"})
     assert load_motion_module(tmp_path / "mm")[1]["image_group_norm"] == "pooled"
     save_motion_module(tmp_path / "odd", adapter, {"group_norm": "banana"})
-    with pytest.raises(UserError, match="group_norm 'banana', and per_frame or pooled is possible"):
+    with pytest.raises(UserError, match="group_norm 'banana', and possible is per_frame or pooled"):
         load_motion_module(tmp_path / "odd")
