@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from components.base.base_model import BaseModel, load_base
 from components.diffusion.objective import image_predictor, video_predictor
 from components.lora import domain_adapter, motion_lora
-from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert
+from components.motion.files import load_motion_module
+from components.motion.motion_module import MotionModuleConfig, fresh_motion_adapter, insert, motion_notes
 from components.motion.presets import PresetName
 from components.stages.models import motion_parameters, task_of
 from components.train.activation_checkpointing import Checkpointing
@@ -19,9 +21,10 @@ from components.train.batch import ClipBatch
 from components.train.config import TrainConfig
 from components.train.step import Task
 from infra.errors import UserError
+from infra.pocket.build import WEIGHTS
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, MotionAdapter, StableDiffusionPipeline, UNet2DConditionModel
 
 STAGES = ("motion-module", "motion-lora", "domain-adapter")
 WARM, CLIPS = 4, 32
@@ -30,8 +33,28 @@ COLOURS, SHAPES = ("red", "blue", "green", "yellow"), ("square", "circle", "cros
 
 
 @dataclass(frozen=True)
+class Size:
+    """Of a model with random weights: `widths` and `layers` of the UNet by level, `preset` of its motion module."""
+
+    widths: tuple[int, ...]
+    layers: int
+    text_width: int
+    text_layers: int
+    vae_widths: tuple[int, ...]
+    preset: PresetName
+
+
+SIZES = {
+    "sd15": Size((320, 640, 1280, 1280), 2, 768, 12, (128, 256, 512, 512), "v3"),
+    "tiny": Size((32, 64), 1, 64, 1, (32, 32, 32, 32), "from-base"),
+}
+ADAPTER_RANK, LORA_RANK = {"sd15": 128}, {"sd15": 64}
+
+
+@dataclass(frozen=True)
 class Case:
-    """One line of the table. `model`: `pocket`, or `sd15`, Stable Diffusion 1.5's size with random weights."""
+    """One line of the table. `model`: `pocket`, or one of `SIZES`, with random weights: `sd15`, Stable Diffusion 1.5's,
+    or `tiny`, which shows that the code runs."""
 
     model: str
     stage: str
@@ -92,61 +115,74 @@ def config_of(case: Case, device: torch.device) -> TrainConfig:
 
 
 def task_for(case: Case, device: torch.device) -> tuple[StableDiffusionPipeline, Task, ClipsInMemory]:
-    """The stage's model as the stages build it, fp32 on the CPU."""
+    """The stage's model as the stages build it, in fp32: the pocket one on the CPU, a random one on `device`."""
     if case.stage not in STAGES:
         raise UserError(f"There is no stage {case.stage!r}.", f"Stages: {', '.join(STAGES)}.", "Name one of these.")
-    pipeline = _pocket() if case.model == "pocket" else random_sd15()
+    pipeline = _pocket() if case.model == "pocket" else random_pipeline(SIZES[case.model], device)
     source = ClipsInMemory(case, pipeline.vae_scale_factor)
     config, unet = config_of(case, device), pipeline.unet
     if case.stage == "domain-adapter":
-        trainable = domain_adapter.add_domain_adapter(unet, 16 if case.model == "pocket" else 128, 0)
+        trainable = domain_adapter.add_domain_adapter(unet, ADAPTER_RANK.get(case.model, 16), 0)
         return pipeline, task_of(case.stage, pipeline, unet, image_predictor, trainable, source, config), source
-    preset: PresetName = "from-base" if case.model == "pocket" else "v3"
-    module = MotionModuleConfig(preset=preset)
-    pipeline.unet = video = insert(unet, fresh_motion_adapter(module, unet), module.group_norm, module.image_norm)
+    adapter, notes = _motion_module(case, unet)
+    with unet.device:  # a copy of the image model: it is made where that one is
+        pipeline.unet = video = insert(unet, adapter, notes["group_norm"], notes["image_group_norm"])
     if case.stage == "motion-module":
         trainable = motion_parameters(video)
     else:
-        trainable = motion_lora.add_motion_lora(video, 16 if case.model == "pocket" else 64, 0)
+        trainable = motion_lora.add_motion_lora(video, LORA_RANK.get(case.model, 16), 0)
     return pipeline, task_of(case.stage, pipeline, video, video_predictor, trainable, source, config), source
 
 
-def _pocket() -> StableDiffusionPipeline:
-    from components.base.base_model import BaseModel, load_base
-    from infra.pocket.build import WEIGHTS
+def _motion_module(case: Case, unet: UNet2DConditionModel) -> tuple[MotionAdapter, dict[str, Any]]:
+    """A fresh one and its notes; the pocket MotionLoRA's is the trained one, since behind zero outputs it would get no
+    gradient."""
+    if case.model == "pocket" and case.stage == "motion-lora":
+        return load_motion_module(WEIGHTS / "motion-module")
+    module = MotionModuleConfig(preset=SIZES[case.model].preset if case.model in SIZES else "from-base")
+    with unet.device:
+        return fresh_motion_adapter(module, unet), motion_notes(module)
 
+
+def _pocket() -> StableDiffusionPipeline:
     return load_base(BaseModel(path=WEIGHTS / "base"))
 
 
-def random_sd_vae() -> AutoencoderKL:
+def random_sd_vae(widths: tuple[int, ...] = (128, 256, 512, 512)) -> AutoencoderKL:
     """Stable Diffusion's VAE with random weights (83.7 M parameters)."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
+        block_out_channels=widths, down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths), layers_per_block=2, latent_channels=4, sample_size=512,
         scaling_factor=0.18215,
     )  # fmt: skip
 
 
-def random_sd15() -> StableDiffusionPipeline:
-    """A pipeline of Stable Diffusion 1.5's size with random weights, fp32; its tokenizer is the pocket model's."""
+def random_pipeline(size: Size, device: torch.device) -> StableDiffusionPipeline:
+    """A pipeline of Stable Diffusion's kind with random weights on `device`, fp32; its tokenizer is the pocket
+    model's."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    tokenizer = _pocket().tokenizer
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "base" / "tokenizer", local_files_only=True)
     tokenizer.model_max_length = 77
+    text = CLIPTextConfig(
+        hidden_size=size.text_width, intermediate_size=4 * size.text_width, num_hidden_layers=size.text_layers,
+        num_attention_heads=size.text_width // 64, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    blocks = ["CrossAttnDownBlock2D"] * (len(size.widths) - 1) + ["DownBlock2D"]
     torch.manual_seed(0)
-    parts: dict[str, nn.Module] = {
-        "unet": UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64),
-        "vae": random_sd_vae(),
-        "text_encoder": CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        ),
-    }  # fmt: skip
+    with device:
+        parts: dict[str, nn.Module] = {
+            "unet": UNet2DConditionModel(
+                cross_attention_dim=size.text_width, attention_head_dim=8, sample_size=64,
+                block_out_channels=size.widths, layers_per_block=size.layers, down_block_types=blocks,
+                up_block_types=[name.replace("Down", "Up") for name in reversed(blocks)],
+            ),
+            "vae": random_sd_vae(size.vae_widths),
+            "text_encoder": CLIPTextModel(text),
+        }  # fmt: skip
     for part in parts.values():
         part.requires_grad_(False)
     return StableDiffusionPipeline(
