@@ -180,8 +180,8 @@ def random_pipeline(size: Size, device: torch.device) -> StableDiffusionPipeline
                 block_out_channels=size.widths, layers_per_block=size.layers, down_block_types=blocks,
                 up_block_types=[name.replace("Down", "Up") for name in reversed(blocks)],
             ),
-            "vae": random_sd_vae(size.vae_widths),
             "text_encoder": CLIPTextModel(text),
+            "vae": random_sd_vae(size.vae_widths).to("cpu"),  # where a training leaves it
         }  # fmt: skip
     for part in parts.values():
         part.requires_grad_(False)
