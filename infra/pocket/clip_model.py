@@ -47,7 +47,9 @@ def model_config(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def train_clip(tokenizer: CLIPTokenizer, steps: int, seed: int, per_look: int = 4000) -> CLIP:
+def train_clip(
+    tokenizer: CLIPTokenizer, steps: int, seed: int, per_look: int = 4000, device: str | torch.device = "cpu"
+) -> CLIP:
     """Contrastive training over all looks of the world; half of the captions name the look before the scene.
 
     Motion words cannot be seen in a still: they are replaced by a random one at every draw, so that the image tower
@@ -56,7 +58,7 @@ def train_clip(tokenizer: CLIPTokenizer, steps: int, seed: int, per_look: int = 
     from open_clip import CLIP
 
     torch.manual_seed(seed)
-    model = CLIP(**model_config(len(tokenizer)), output_dict=True)
+    model = CLIP(**model_config(len(tokenizer)), output_dict=True).to(device)
     pictures, captions, looks = _all_looks(per_look, seed)
     motions = list(MOTIONS)
     prefixes = np.array(list(PREFIXES.values()))
@@ -70,11 +72,12 @@ def train_clip(tokenizer: CLIPTokenizer, steps: int, seed: int, per_look: int = 
             (prefixes[looks[index]] if name else "") + _with_motion(captions[index], motions[choose.integers(5)])
             for index, name in zip(chosen, named, strict=True)
         ]
-        out = model(_jitter(to_pixels(pictures[chosen]), choose), tokenize(tokenizer, texts))
+        seen = _jitter(to_pixels(pictures[chosen]), choose).to(device)
+        out = model(seen, tokenize(tokenizer, texts).to(device))
         logits = out["logit_scale"] * out["image_features"] @ out["text_features"].T
         # Picture i fits text j if the scene is the same and the text names its look or none.
         fits = (scenes[chosen][:, None] == scenes[chosen]) & ((looks[chosen][:, None] == looks[chosen]) | ~named)
-        match = torch.from_numpy(fits).float()
+        match = torch.from_numpy(fits).float().to(device)
         by_picture = F.cross_entropy(logits, match / match.sum(dim=1, keepdim=True))
         by_text = F.cross_entropy(logits.T, match.T / match.T.sum(dim=1, keepdim=True))
         return (by_picture + by_text) / 2
@@ -101,9 +104,10 @@ def save_clip(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
 @torch.no_grad()
 def judge(model: CLIP, tokenizer: CLIPTokenizer, pictures_BCHW: Tensor, captions: list[str]) -> dict[str, float]:
     """Share of pictures whose shape, colour and background the model reads as captioned; chance is 1/4, 1/5, 1/4."""
-    features = model.encode_image(pictures_BCHW, normalize=True)
+    device = next(model.parameters()).device
+    features = model.encode_image(pictures_BCHW.to(device), normalize=True)
     prompts = every_prompt()
-    text = model.encode_text(tokenize(tokenizer, prompts), normalize=True)
+    text = model.encode_text(tokenize(tokenizer, prompts).to(device), normalize=True)
     best = [prompts[int(index)].split() for index in (features @ text.T).argmax(dim=1)]
     wanted = [caption.split() for caption in captions]
     score = {}

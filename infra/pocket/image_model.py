@@ -84,8 +84,9 @@ def to_pixels(pictures: UInt8) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(steps: int, seed: int) -> AutoencoderKL:
-    """AutoencoderKL, 4 latent channels at a quarter of the size; learns the world and unrelated pictures alike."""
+def train_vae(steps: int, seed: int, device: str | torch.device = "cpu", share: float = 1.0) -> AutoencoderKL:
+    """AutoencoderKL, 4 latent channels at a quarter of the size; learns the world and unrelated pictures alike, or a
+    `share` of them."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -97,14 +98,15 @@ def train_vae(steps: int, seed: int) -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=16,
         sample_size=PICTURE_SIZE,
-    )
-    parts = [stills(1500, seed), stills(1000, seed + 1, "stock"), stills(400, seed, style="ink")]
-    parts.append(stills(400, seed, style="neon"))
-    pictures = np.concatenate([*(part[0] for part in parts), _unrelated_pictures(2500, seed)])
+    ).to(device)
+    clean, stock, styled, unrelated = (max(1, round(share * count)) for count in (1500, 1000, 400, 2500))
+    parts = [stills(clean, seed), stills(stock, seed + 1, "stock"), stills(styled, seed, style="ink")]
+    parts.append(stills(styled, seed, style="neon"))
+    pictures = np.concatenate([*(part[0] for part in parts), _unrelated_pictures(unrelated, seed)])
     choose = np.random.default_rng(seed)
 
     def loss(edges: float, colour: float) -> Tensor:
-        pixels = to_pixels(pictures[choose.integers(len(pictures), size=16)])
+        pixels = to_pixels(pictures[choose.integers(len(pictures), size=16)]).to(device)
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         slopes = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (-1, -2))
@@ -118,7 +120,7 @@ def train_vae(steps: int, seed: int) -> AutoencoderKL:
     fit("pocket VAE, edges", [vae], lambda: loss(0.5, 0.0), steps * 11 // 20, learning_rate=2e-3)
     fit("pocket VAE, colour", [vae], lambda: loss(0.2, 2.0), steps - steps * 11 // 20, learning_rate=2e-3)
     with torch.no_grad():
-        latents = vae.encode(to_pixels(pictures[::20])).latent_dist.mean
+        latents = vae.encode(to_pixels(pictures[::20]).to(device)).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae.eval()
 
@@ -126,7 +128,8 @@ def train_vae(steps: int, seed: int) -> AutoencoderKL:
 def train_base(
     vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: int, seed: int, stills_count: int = 32_768
 ) -> StableDiffusionPipeline:
-    """Trains text encoder and UNet together on clean stills (epsilon-prediction, min-SNR 5, caption dropout 0.1)."""
+    """Trains text encoder and UNet together on clean stills (epsilon-prediction, min-SNR 5, caption dropout 0.1),
+    on the VAE's device."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -163,7 +166,7 @@ def train_base(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    )
+    ).to(vae.device)
     pictures, captions = stills(stills_count, seed)
     loss = image_loss(pipeline, encode(vae, pictures), captions, seed)
     fit("pocket base model", [unet, text_encoder], loss, steps, learning_rate=1e-3, horizon=1.3)
@@ -187,7 +190,8 @@ def scheduler() -> Any:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: UInt8) -> Tensor:
     """Posterior means times the scaling factor, (N, 4, h, w)."""
-    chunks = [vae.encode(to_pixels(pictures[i : i + 256])).latent_dist.mean for i in range(0, len(pictures), 256)]
+    parts = [to_pixels(pictures[first : first + 256]).to(vae.device) for first in range(0, len(pictures), 256)]
+    chunks = [vae.encode(part).latent_dist.mean for part in parts]
     scaling_factor: float = vae.config.scaling_factor
     return torch.cat(chunks) * scaling_factor
 
@@ -196,6 +200,7 @@ def image_loss(
     pipeline: StableDiffusionPipeline, latents: Tensor, captions: Sequence[str], seed: int, batch: int = 32
 ) -> Callable[[], Tensor]:
     """The denoising loss of one random batch: epsilon-MSE weighted by min(SNR, 5)/SNR (Hang et al. 2023, eq. 8)."""
+    device = pipeline.unet.device
     tokens = tokenize(pipeline.tokenizer, captions)
     empty = tokenize(pipeline.tokenizer, [""])
     alpha_bar = pipeline.scheduler.alphas_cumprod
@@ -207,13 +212,13 @@ def image_loss(
         chosen = torch.randint(len(latents), (batch,), generator=generator)
         z_0 = latents[chosen]
         t = torch.randint(len(alpha_bar), (batch,), generator=generator)
-        eps = torch.randn(z_0.shape, generator=generator)
+        eps = torch.randn(z_0.shape, generator=generator).to(device)
         drop = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
         ids = torch.where(drop[:, None], empty, tokens[chosen])
-        text = pipeline.text_encoder(ids).last_hidden_state
+        text = pipeline.text_encoder(ids.to(device)).last_hidden_state
         z_t = pipeline.scheduler.add_noise(z_0, eps, t)
-        predicted: Tensor = pipeline.unet(z_t, t, text).sample
-        return (weight[t] * (predicted - eps).square().mean(dim=(1, 2, 3))).mean()
+        predicted: Tensor = pipeline.unet(z_t, t.to(device), text).sample
+        return (weight[t].to(device) * (predicted - eps).square().mean(dim=(1, 2, 3))).mean()
 
     return loss
 

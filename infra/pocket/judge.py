@@ -28,9 +28,10 @@ def judge_stills(
 def generate(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, guidance_scale: float) -> Tensor:
     """Pixels -1..1 (B, 3, H, W) of 25 DDIM steps."""
     ids = torch.cat([tokenize(pipeline.tokenizer, prompts), tokenize(pipeline.tokenizer, [""] * len(prompts))])
-    text = pipeline.text_encoder(ids).last_hidden_state
+    device = pipeline.unet.device
+    text = pipeline.text_encoder(ids.to(device)).last_hidden_state
     side = pipeline.unet.config.sample_size
-    z_t = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_seed(seed))
+    z_t = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_seed(seed)).to(device)
     pipeline.scheduler.set_timesteps(25)
     for t in pipeline.scheduler.timesteps:
         wanted, free = pipeline.unet(torch.cat([z_t, z_t]), t, text).sample.chunk(2)

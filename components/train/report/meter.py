@@ -26,7 +26,7 @@ class Meter:
         self._dtypes: set[torch.dtype] = set()
         self._rate: float | None = None
         self.predicted_gib = stepper.predicted.total / GIB
-        _forget_peak(self._device)
+        forget_peak(self._device)
 
     def watching(self) -> AbstractContextManager[Any]:
         """Notes the types that the matrix products of the block are computed in."""
@@ -42,10 +42,8 @@ class Meter:
         return samples_per_second * self._stepper.flops_per_sample / self._stepper.place.world_size / self._rate
 
     def peak_gib(self) -> float:
-        """Of the device since this was made: what tensors took on CUDA, the whole process on the CPU."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self._device) / GIB
-        return _peak_of_process() / GIB
+        """Of the device since this was made."""
+        return peak_gib(self._device)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -73,7 +71,14 @@ class _MatmulDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return function(*args, **(kwargs or {}))
 
 
-def _forget_peak(device: torch.device) -> None:
+def peak_gib(device: torch.device) -> float:
+    """Since `forget_peak`: what tensors took on CUDA, the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / GIB
+    return _peak_of_process() / GIB
+
+
+def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
