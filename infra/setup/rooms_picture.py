@@ -39,7 +39,8 @@ PADDING, TITLE, SAYS = 18.0, 24.0, 16.0
 LINE, BOX_PADDING, BOX_GAP, LAYER_GAP, LAYER_GAP_MAX = 17.0, 12.0, 20.0, 24.0, 48.0
 LETTER = 7.4
 """Pixels that a letter takes in a box."""
-NAMES_A_LINE = 3
+NAMES_SHARE = 0.72
+"""Of a room's width, that the names in a box may take before they go on in a new line."""
 
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -77,8 +78,24 @@ class Rectangle:
         return f'<rect class="{kind}" x="{self.x:.0f}" y="{self.y:.0f}" {size} rx="6"/>'
 
 
-Boxes = tuple[dict[str, tuple[str, ...]], ...]
-"""The boxes of a room, lowest layer first: a name, and the folders or files that it stands for."""
+@dataclass(frozen=True)
+class Box:
+    """A folder, or the files of one layer, and how they are written."""
+
+    names: tuple[str, ...]
+    lines: list[str]
+
+    @property
+    def width(self) -> float:
+        return max(map(len, self.lines)) * LETTER + 22
+
+    @property
+    def height(self) -> float:
+        return len(self.lines) * LINE + BOX_PADDING
+
+
+Layers = list[dict[str, Box]]
+"""The boxes of a room by name, the lowest layer first."""
 
 
 def draw() -> str:
@@ -114,19 +131,20 @@ def reduced(graph: Graph) -> dict[str, set[str]]:
     }
 
 
-def boxes_of(room: str) -> Boxes:
+def boxes_of(room: str, width: float) -> Layers:
     """Each folder has a box; so has a file, but several files of one layer share one."""
-    layers = []
+    layers: Layers = []
     for layer in LAYERS[room]:
         files = tuple(name for name in layer if name.endswith(".py"))
-        boxes = {files[0]: files} if files else {}
-        layers.append(boxes | {name: (name,) for name in layer if name not in files})
-    return tuple(layers)
+        boxes = {name: Box((name,), [name]) for name in layer if name not in files}
+        layers.append({files[0]: Box(files, _written(files, width)), **boxes} if files else boxes)
+    return layers
 
 
-def lines_in(names: Sequence[str]) -> list[str]:
-    """What is written in a box."""
-    return [" · ".join(names[start : start + NAMES_A_LINE]) for start in range(0, len(names), NAMES_A_LINE)]
+def _written(names: Sequence[str], width: float) -> list[str]:
+    letters = int((width - 2 * PADDING) * NAMES_SHARE / LETTER)
+    lines = wrap(" ".join(f"{name}·" for name in names), letters, break_long_words=False)
+    return [line.replace("·", " ·").rstrip(" ·") for line in lines]
 
 
 def room_frames(files: Mapping[str, str]) -> dict[str, Rectangle]:
@@ -138,7 +156,7 @@ def room_frames(files: Mapping[str, str]) -> dict[str, Rectangle]:
         whole = sum(share for _, share in here)
         widths = [(WIDTH - 2 * MARGIN - GAP * (len(here) - 1)) * share / whole for _, share in here]
         height = max(
-            _head(says(room, files, width)) + sum(layer_heights(room)) + LAYER_GAP * (len(LAYERS[room]) - 1) + PADDING
+            _head(says(room, files, width)) + _least_height(boxes_of(room, width)) + PADDING
             for (room, _), width in zip(here, widths, strict=True)
         )
         x = MARGIN
@@ -151,11 +169,15 @@ def room_frames(files: Mapping[str, str]) -> dict[str, Rectangle]:
 
 def says(room: str, files: Mapping[str, str], width: float) -> list[str]:
     """The lines under a room's name."""
-    return wrap(what_lives_in(room, files), int((width - 2 * PADDING) / LETTER * 1.1))
+    return wrap(what_lives_in(room, files).replace("`", ""), int((width - 2 * PADDING) / LETTER * 1.1))
 
 
-def layer_heights(room: str) -> list[float]:
-    return [max(len(lines_in(names)) for names in layer.values()) * LINE + BOX_PADDING for layer in boxes_of(room)]
+def layer_heights(layers: Layers) -> list[float]:
+    return [max(box.height for box in layer.values()) for layer in layers]
+
+
+def _least_height(layers: Layers) -> float:
+    return sum(layer_heights(layers)) + LAYER_GAP * (len(layers) - 1)
 
 
 def _head(lines: Sequence[str]) -> float:
@@ -182,49 +204,44 @@ def _room(room: str, frame: Rectangle, sentence: Sequence[str], edges: Graph) ->
     yield f'<text class="title" x="{x:.0f}" y="{y:.0f}">{room}/</text>'
     for number, line in enumerate(sentence, 1):
         yield f'<text class="says" x="{x:.0f}" y="{y + 5 + SAYS * number:.0f}">{escape(line)}</text>'
-    names = {box: inside for layer in boxes_of(room) for box, inside in layer.items()}
-    plan = _plan(room, edges)
-    places = _places(room, frame, plan, _head(sentence))
+    layers = boxes_of(room, frame.width)
+    plan = _plan(room, layers, edges)
+    places = _places(frame, layers, plan, _head(sentence))
     for upper, lower in plan.ties:
-        yield _line(places[upper], places[lower], ends=lower[0] in boxes_of(room)[lower[1]])
-    for (name, number), box in places.items():
-        if name not in boxes_of(room)[number]:
-            yield f'<path class="line" d="M{box.x:.0f} {box.y:.0f} V{box.bottom:.0f}"/>'
-            continue
-        yield box.svg("box")
-        for count, line in enumerate(lines_in(names[name])):
-            y = box.y + (box.height - LINE * len(lines_in(names[name]))) / 2 + LINE * count + 13
-            yield f'<text x="{box.x + box.width / 2:.0f}" y="{y:.0f}" text-anchor="middle">{line}</text>'
+        yield _line(places[upper], places[lower], ends=lower[0] in layers[lower[1]])
+    for (name, number), place in places.items():
+        if box := layers[number].get(name):
+            yield place.svg("box")
+            top = place.y + (place.height - LINE * len(box.lines)) / 2 + 13
+            for count, line in enumerate(box.lines):
+                middle = f'x="{place.x + place.width / 2:.0f}" text-anchor="middle"'
+                yield f'<text {middle} y="{top + LINE * count:.0f}">{line}</text>'
+        else:
+            yield f'<path class="line" d="M{place.x:.0f} {place.y:.0f} V{place.bottom:.0f}"/>'
 
 
-def _plan(room: str, edges: Graph) -> Drawing:
-    box_of = {name: box for layer in boxes_of(room) for box, inside in layer.items() for name in inside}
+def _plan(room: str, layers: Layers, edges: Graph) -> Drawing:
+    box_of = {name: title for layer in layers for title, box in layer.items() for name in box.names}
     lines: dict[str, set[str]] = {}
     for name, box in box_of.items():
         wanted = (other.removeprefix(f"{room}/") for other in edges.get(f"{room}/{name}", ()))
         lines.setdefault(box, set()).update(box_of[other] for other in wanted if other in box_of)
-    widths = [{box: _width(inside) for box, inside in layer.items()} for layer in boxes_of(room)]
-    return drawing(widths, lines, BOX_GAP)
+    return drawing([{name: box.width for name, box in layer.items()} for layer in layers], lines, BOX_GAP)
 
 
-def _width(names: Sequence[str]) -> float:
-    return max(map(len, lines_in(names))) * LETTER + 22
-
-
-def _places(room: str, frame: Rectangle, plan: Drawing, head: float) -> dict[Item, Rectangle]:
+def _places(frame: Rectangle, layers: Layers, plan: Drawing, head: float) -> dict[Item, Rectangle]:
     """Where boxes and bends stand: the drawing in the middle of its frame, its layers spread over the height."""
-    heights = layer_heights(room)
-    widths = [{box: _width(inside) for box, inside in layer.items()} for layer in boxes_of(room)]
-    ends = [(plan.middles[item], widths[item[1]].get(item[0], 0.0) / 2) for row in plan.rows for item in row]
-    left, right = min(x - half for x, half in ends), max(x + half for x, half in ends)
-    shift = frame.x + frame.width / 2 - (left + right) / 2
-    room_left = frame.height - head - PADDING - sum(heights)
-    gap = min(room_left / max(1, len(heights) - 1), LAYER_GAP_MAX)
+    heights = layer_heights(layers)
+    widths = {(name, number): box.width for number, layer in enumerate(layers) for name, box in layer.items()}
+    ends = [(x, widths.get(item, 0.0) / 2) for item, x in plan.middles.items()]
+    shift = frame.x + frame.width / 2 - (min(x - half for x, half in ends) + max(x + half for x, half in ends)) / 2
+    left_over = frame.height - head - PADDING - sum(heights)
+    gap = min(left_over / max(1, len(layers) - 1), LAYER_GAP_MAX)
+    y = frame.bottom - PADDING - (left_over - gap * (len(layers) - 1)) / 2
     places: dict[Item, Rectangle] = {}
-    y = frame.bottom - PADDING - (room_left - gap * (len(heights) - 1)) / 2
     for row, height in zip(plan.rows, heights, strict=True):
         for item in row:
-            width = widths[item[1]].get(item[0], 0.0)
+            width = widths.get(item, 0.0)
             places[item] = Rectangle(plan.middles[item] + shift - width / 2, y - height, width, height)
         y -= height + gap
     return places
