@@ -1,19 +1,32 @@
 """Imports go one way, between the rooms and inside them, and never in a circle; infra/setup/rooms.py has the tables."""
 
 import ast
+import re
 from collections import Counter
 
 import pytest
 
-from infra.setup.rooms import LAYERS, MAY_IMPORT, broken_rules, imports_of_files, layer_of, sources, unit_of
+from infra.setup.rooms import (
+    LAYERS,
+    MAY_IMPORT,
+    broken_rules,
+    imports_of_files,
+    imports_of_folders,
+    layer_of,
+    room_of,
+    sources,
+    unit_of,
+)
 
 FILES = sources()
+FOLDERS = imports_of_folders(imports_of_files(FILES))
 LINES_MAX = 300
 FILES_MAX = 12
 
 
 def test_every_room_is_there():
-    assert {path.split("/")[0] for path in FILES} == set(MAY_IMPORT) == set(LAYERS)
+    assert {room_of(path) for path in FILES} == {room for room, layers in LAYERS.items() if layers}
+    assert set(MAY_IMPORT) == set(LAYERS)
 
 
 def test_imports_go_one_way_and_never_in_a_circle():
@@ -21,7 +34,7 @@ def test_imports_go_one_way_and_never_in_a_circle():
 
 
 def test_every_folder_stands_in_a_layer_and_every_layer_exists():
-    units = {unit_of(path) for path in FILES if not (path.count("/") == 1 and path.endswith("__init__.py"))}
+    units = {unit_of(path) for path in FILES if path != f"{room_of(path)}/__init__.py"}
     assert [unit for unit in sorted(units) if layer_of(unit) is None] == []
     declared = {f"{room}/{name}" for room, layers in LAYERS.items() for layer in layers for name in layer}
     assert declared - units == set()
@@ -32,6 +45,11 @@ BROKEN = {
     "a neighbour": ({"data_prep/cache/a.py": "from evaluation.report import report"}, "may not import evaluation"),
     "a layer above": ({"components/base/a.py": "import components.stages.b"}, "components/stages/b.py, which"),
     "the same layer": ({"components/lora/a.py": "from components.motion import b"}, "components/motion/b.py, which"),
+    "a program that nothing imports": (
+        {"infra/workers/a.py": "from infra.gpu_check import run", "infra/gpu_check/run.py": "import components.base.b"},
+        "infra/workers/a.py imports infra/gpu_check/run.py: infra may not import infra/gpu_check",
+    ),
+    "a program on top": ({"infra/gpu_check/a.py": "import flows.cli.main"}, "infra/gpu_check may not import flows"),
     "a package": ({"components/train/a.py": "import ray.data"}, "imports ray, which belongs under data_prep/"),
     "Prefect": ({"evaluation/report/a.py": "import prefect.artifacts"}, "imports prefect, which belongs under flows/"),
     "a new folder": ({"components/video/a.py": "from components.files import b"}, "components/video stands in no"),
@@ -57,7 +75,7 @@ BROKEN = {
 def test_what_breaks_a_rule_is_named(files: dict[str, str], said: str):
     names = ("stages/b", "motion/b", "files/b", "base/b", "lora/d")
     known = {f"components/{name}.py": "" for name in names}
-    known |= {"data_prep/cache/cache.py": "", "evaluation/report/report.py": ""}
+    known |= {"data_prep/cache/cache.py": "", "evaluation/report/report.py": "", "flows/cli/main.py": ""}
     assert broken_rules(known) == []
     lines = broken_rules(known | files)
     assert [line for line in lines if said in line], lines
@@ -71,6 +89,19 @@ def test_a_folder_says_in_one_sentence_what_lives_there(path: str):
     assert sentence
     assert sentence.endswith(".")
     assert sentence.count(". ") == 0
+
+
+@pytest.mark.parametrize("folder", [unit for unit in sorted(FOLDERS) if not unit.endswith(".py")])
+def test_a_folder_names_what_it_imports_of_its_room(folder: str):
+    said = " ".join(FILES[f"{folder}/__init__.py"].split()).partition("; imports ")[2]
+    assert said
+    room = room_of(folder)
+    names = {name.removeprefix(f"{room}/") for name in FOLDERS[folder] if room_of(name) == room}
+    if "everything in" in said or "the folders below" in said:
+        return
+    if "the files of infra" in said:
+        names = {name for name in names if not name.endswith(".py")}
+    assert {name for name in names if not re.search(rf"\b{name.removesuffix('.py')}\b", said)} == set()
 
 
 def test_no_folder_is_too_full_and_no_file_too_long():

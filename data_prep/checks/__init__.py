@@ -1,1 +1,1 @@
-"""The great_expectations suites on a source's rows and on a finished cache; imports sources, cache and the config."""
+"""The great_expectations suites on a source's rows and on a finished cache; imports problems, sources, cache and config."""

@@ -1,1 +1,1 @@
-"""Frames to latents in shards, on Ray Data; imports video, cache, filters, sources and the config."""
+"""Frames to latents in shards, on Ray Data; imports sources, filters, config, video and cache."""

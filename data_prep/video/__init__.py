@@ -1,1 +1,1 @@
-"""Frames of clips out of video files; imports sources, filters and the config."""
+"""Frames of clips out of video files; imports problems, sources, filters and config."""

@@ -1,1 +1,1 @@
-"""The run over models, methods, prompts and seeds; imports everything in evaluation."""
+"""The run over models, methods, prompts and seeds; imports registry, results and report."""

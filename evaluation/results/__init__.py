@@ -1,1 +1,1 @@
-"""Rows of scores, their statistics and their overview picture; imports metrics."""
+"""Rows of scores, their statistics and their overview picture; imports metrics and components."""

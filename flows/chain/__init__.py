@@ -1,1 +1,1 @@
-"""The steps from videos to scores, shared by flows and command line; imports recipes."""
+"""The steps from videos to scores, shared by flows and command line; imports recipes and every other room."""

@@ -18,16 +18,16 @@ MAY_IMPORT = {
     "data_prep": ("infra", "components"),
     "evaluation": ("infra", "components"),
     "flows": ("infra", "components", "data_prep", "evaluation"),
+    "infra/gpu_check": ("infra", "components", "data_prep"),
 }
-"""Rooms, ground first, and the other rooms that each may import."""
+"""Rooms, ground first, and the other rooms that each may import. `infra/gpu_check` is a program on top of them."""
 
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "infra": (
         ("errors.py", "hashing.py", "logs.py", "quiet.py", "runtime.py", "seeds.py", "video.py"),
         ("config.py", "workers"),
         ("artifacts",),
-        ("pocket",),
-        ("setup",),
+        ("pocket", "setup"),
     ),
     "components": (
         ("files",),
@@ -63,6 +63,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("pipeline.py",),
     ),
+    "infra/gpu_check": (),
 }
 """Folders and files of each room, lowest layer first. One may import what stands in a lower layer of its room."""
 
@@ -80,7 +81,7 @@ Graph = Mapping[str, set[str]]
 
 def sources(root: Path = ROOT) -> dict[str, str]:
     """The text of every Python file of the rooms, by its path under the root."""
-    paths = sorted(path for room in MAY_IMPORT for path in (root / room).rglob("*.py"))
+    paths = sorted({path for room in MAY_IMPORT for path in (root / room).rglob("*.py")})
     return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -114,10 +115,15 @@ def imports_of_folders(graph: Graph) -> dict[str, set[str]]:
     return folders
 
 
+def room_of(path: str) -> str:
+    """The innermost room that a file or folder lies in."""
+    return max((room for room in MAY_IMPORT if f"{path}/".startswith(f"{room}/")), key=len)
+
+
 def unit_of(path: str) -> str:
     """`components/train/loop/trainer.py` to `components/train/loop`, `infra/config.py` to itself."""
     folder = path.rpartition("/")[0]
-    return folder if "/" in folder else path
+    return path if folder in MAY_IMPORT else folder
 
 
 def circle_in(graph: Graph) -> list[str]:
@@ -160,11 +166,11 @@ def _misplaced_packages(path: str, source: str) -> Iterator[str]:
 
 
 def _upward(path: str, other: str) -> str | None:
-    room, other_room = path.split("/")[0], other.split("/")[0]
+    room, other_room = room_of(path), room_of(other)
     if room != other_room:
         return None if other_room in MAY_IMPORT[room] else f"{path} imports {other}: {room} may not import {other_room}"
     own, wanted = unit_of(path), unit_of(other)
-    if own == wanted or (other.count("/") == 1 and other.endswith("__init__.py")):
+    if own == wanted or other == f"{room}/__init__.py":
         return None
     layers = [layer_of(unit) for unit in (own, wanted)]
     if None in layers:
@@ -175,15 +181,20 @@ def _upward(path: str, other: str) -> str | None:
 
 def layer_of(unit: str) -> int | None:
     """The number of a folder's layer in its room, 0 the lowest; None where it is not declared."""
-    room, _, name = unit.partition("/")
+    room = room_of(unit)
+    name = unit.removeprefix(f"{room}/")
     return next((number for number, layer in enumerate(LAYERS[room]) if name in layer), None)
 
 
 def table() -> str:
-    """The layers as a table in Markdown, the highest first, for docs/architecture.md."""
+    """The rooms and their layers as a table in Markdown, the highest first, for docs/architecture.md."""
     files = sources()
     rows = ["| layer | folder or file | what lives there | files |", "|---|---|---|---|"]
-    for room in reversed(LAYERS):
+    for room in [room for room in reversed(LAYERS) if f"{room}/__init__.py" in files]:
+        below = ", ".join(MAY_IMPORT[room]) or "no other room"
+        packages = ", ".join(package for package, places in ONLY_UNDER.items() if f"{room}/" in places)
+        alone = f"; has {packages}" if packages else ""
+        rows.append(f"| | **`{room}/`** | **{what_lives_in(room, files)}** | *may import {below}{alone}* |")
         for number, layer in reversed(list(enumerate(LAYERS[room]))):
             for unit in (f"{room}/{name}" for name in layer):
                 inside = [

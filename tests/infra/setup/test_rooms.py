@@ -1,9 +1,13 @@
 """The picture and the table of the rooms in the documents are those of the imports as they are."""
 
+import itertools
 from xml.etree import ElementTree
 
-from infra.setup.rooms import LAYERS, MAY_IMPORT, ROOT, table
-from infra.setup.rooms_picture import PICTURE, draw, reduced
+import pytest
+
+from infra.setup import rooms_picture
+from infra.setup.rooms import LAYERS, MAY_IMPORT, ROOT, sources, table
+from infra.setup.rooms_picture import PICTURE, WIDTH, Rectangle, draw, reduced, room_frames
 
 AGAIN = "run `make rooms`"
 
@@ -16,11 +20,51 @@ def test_the_picture_in_the_documents_is_that_of_the_imports():
     assert PICTURE.read_text(encoding="utf-8") == draw(), AGAIN
 
 
-def test_the_picture_shows_every_room_and_folder():
-    words = {element.text for element in ElementTree.fromstring(draw()).iter() if element.tag.endswith("text")}
-    assert {f"{room}/" for room in MAY_IMPORT} <= words
-    assert {name for layers in LAYERS.values() for layer in layers for name in layer} <= words
+def words_and_boxes(svg: str) -> tuple[set[str], list[Rectangle]]:
+    elements = list(ElementTree.fromstring(svg).iter())
+    words = {word for element in elements for word in (element.text or "").split(" · ") if element.tag.endswith("text")}
+    boxes = [
+        Rectangle(*(float(element.attrib[name]) for name in ("x", "y", "width", "height")))
+        for element in elements
+        if element.attrib.get("class") == "box"
+    ]
+    return words, boxes
+
+
+def test_the_picture_shows_every_room_and_folder_inside_its_frame():
+    words, boxes = words_and_boxes(draw())
+    frames = room_frames(sources())
+    assert {f"{room}/" for room in frames} <= words
+    assert {name for room in frames for layer in LAYERS[room] for name in layer} <= words
+    for box in boxes:
+        inside = [
+            frame
+            for frame in frames.values()
+            if frame.x < box.x < box.right < frame.right and frame.y < box.y < box.bottom < frame.bottom
+        ]
+        assert len(inside) == 1, box
+    assert all(0 < frame.x < frame.right < WIDTH for frame in frames.values())
+
+
+def test_every_room_has_a_place_in_the_picture():
+    assert {room for floor in rooms_picture.FLOORS for room, _ in floor} == set(MAY_IMPORT)
 
 
 def test_a_line_that_a_longer_way_replaces_is_left_out():
     assert reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
+
+
+def test_the_program_on_top_stands_beside_the_flows(monkeypatch: pytest.MonkeyPatch):
+    files = sources() | {"infra/gpu_check/__init__.py": '"""A program; imports components."""'}
+    files |= {"infra/gpu_check/low.py": "", "infra/gpu_check/high.py": "import components.bench.models\n"}
+    monkeypatch.setitem(LAYERS, "infra/gpu_check", (("low.py",), ("high.py",)))
+    monkeypatch.setattr(rooms_picture, "sources", lambda: files)
+    frames = room_frames(files)
+    assert frames["infra/gpu_check"].y == frames["flows"].y
+    assert frames["infra/gpu_check"].x > frames["flows"].right
+    assert {"infra/gpu_check/", "low.py", "high.py"} <= words_and_boxes(draw())[0]
+
+
+def test_rooms_do_not_overlap():
+    for one, other in itertools.combinations(room_frames(sources()).values(), 2):
+        assert one.right < other.x or other.right < one.x or one.bottom < other.y or other.bottom < one.y
