@@ -1,1 +1,1 @@
-"""The great_expectations suites on a source's rows and on a finished cache; imports problems, sources, cache and config."""
+"""great_expectations suites on a source's rows and a finished cache; imports problems, sources, cache and config."""

@@ -1,2 +1,2 @@
-"""Everything about the CUDA side in one run of minutes: `make gpu-check`. A program on top of the components; nothing
-imports it."""
+"""What a CUDA GPU does, in minutes: whether the code is right on it, how fast, and as predicted; imports components and
+data_prep's encoder."""

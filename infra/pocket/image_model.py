@@ -128,8 +128,7 @@ def train_vae(steps: int, seed: int, device: str | torch.device = "cpu", share: 
 def train_base(
     vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: int, seed: int, stills_count: int = 32_768
 ) -> StableDiffusionPipeline:
-    """Trains text encoder and UNet together on clean stills (epsilon-prediction, min-SNR 5, caption dropout 0.1),
-    on the VAE's device."""
+    """Trains text encoder and UNet together on clean stills (epsilon-prediction, min-SNR 5, caption dropout 0.1)."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

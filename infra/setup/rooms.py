@@ -63,7 +63,12 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("pipeline.py",),
     ),
-    "infra/gpu_check": (),
+    "infra/gpu_check": (
+        ("rows.py", "sizes.py", "needs.py", "machine.py"),
+        ("context.py", "checks.py"),
+        ("run.py", "parts"),
+        ("__main__.py",),
+    ),
 }
 """Folders and files of each room, lowest layer first. One may import what stands in a lower layer of its room."""
 

@@ -1,1 +1,1 @@
-"""What is checked, a file a part; every check is a generator of rows."""
+"""The checks, one subject a file, run by a worker process; imports rows, sizes, machine and context."""
