@@ -71,6 +71,10 @@ class Plan:
     gpu: Gpu
     flops_run: int
     """Of one optimizer step, with what is recomputed."""
+    checkpoint_bytes: int
+    """Of one checkpoint: trained weights, both moments of AdamW, and the EMA if there is one, in fp32."""
+    checkpoints: int
+    """On disk at most while the training runs: the newest, the best one, and the one being written."""
 
     def hours(self, share: float) -> float:
         """Of the whole training, at this share of the GPU's matmul rate."""
@@ -92,6 +96,8 @@ class Plan:
             ("", ""),
             *((name, f"{amount / GIB:8.2f} GiB") for name, amount in self.memory.parts.items() if amount),
             ("GPU memory", f"{self.memory.total / GIB:8.2f} GiB of {self.gpu.memory_gib:g} on {self.gpu.name}, {fits}"),
+            ("checkpoints on disk", f"{self.checkpoints * self.checkpoint_bytes / GIB:8.2f} GiB at most while it runs: "
+             f"{self.checkpoints} of {self.checkpoint_bytes / GIB:.2f} GiB"),
             ("", ""),
             ("time", f"{usual:.3g} h at {middle} of {self.gpu.tflops:g} TFLOP/s ({fast:.3g} h at {high}, {slow:.3g} h "
              f"at {low}): assumed shares"),
@@ -131,7 +137,11 @@ def plan(
     if mode != "none":
         run = step_flops(build(), shape, mode or "full", stage.predictor) * parts
     samples = train.steps * train.batch_size * parts
-    return Plan(stage.kind, trained, frozen, train.steps, samples, flops, needed, mode, GPUS[gpu], run)
+    copies = 1 + (0.5 if train.optimizer == "adamw-8bit" else 2) + (train.ema_decay is not None)
+    return Plan(
+        stage.kind, trained, frozen, train.steps, samples, flops, needed, mode, GPUS[gpu], run,
+        int(4 * trained * copies), train.keep_checkpoints + 2,
+    )  # fmt: skip
 
 
 def unet_settings(base: Path) -> dict[str, Any]:

@@ -84,7 +84,9 @@ class Stepper:
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._wrapped: Any = task.unet
         if place.world_size > 1:
-            self._wrapped = nn.parallel.DistributedDataParallel(task.unet, broadcast_buffers=False)
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                task.unet, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.predict = task.predictor(self._wrapped)
 
     def step(self, number: int, batches: Sequence[ClipBatch]) -> Tensor:
@@ -117,13 +119,12 @@ class Stepper:
     def errors(self, batch: ClipBatch, captions: Sequence[str] | None, eps_BCFhw: Tensor, t_B: Tensor) -> Tensor:
         """Squared errors (B,) of the model as it is; `captions` stand in for the batch's own."""
         device = self.place.device
-        z_0 = batch.latents_BCFhw.to(device, torch.float32, non_blocking=True) * self.task.latent_scale
+        z_0 = _to_device(batch.latents_BCFhw, device).float() * self.task.latent_scale
         text = self._text(batch, batch.captions if captions is None else captions)
         with self.precision():
             return prediction_errors(
-                self.predict, z_0, text, eps_BCFhw.to(device, non_blocking=True), t_B, self.alpha_bar,
-                self.task.prediction,
-            )  # fmt: skip
+                self.predict, z_0, text, _to_device(eps_BCFhw, device), t_B, self.alpha_bar, self.task.prediction
+            )
 
     def _text(self, batch: ClipBatch, captions: Sequence[str]) -> Tensor:
         """States of `captions` (B, L, D): the batch's own where it has them and the caption was not dropped."""
@@ -133,7 +134,7 @@ class Stepper:
         if not self._embeddings_checked:
             check_embeddings(batch.captions[0], cached[0], self.task.text(batch.captions[:1])[0])
             self._embeddings_checked = True
-        states = cached.to(self.place.device, torch.float32, non_blocking=True)
+        states = _to_device(cached, self.place.device).float()
         dropped = [i for i, (now, own) in enumerate(zip(captions, batch.captions, strict=True)) if now != own]
         if dropped:
             states = states.clone()
@@ -175,13 +176,13 @@ class Stepper:
     def _loss(self, batch: ClipBatch, batch_number: int) -> Tensor:
         count, config = len(batch.captions), self.config
         strata = config.batch_size if config.stratified_timesteps else None
-        chance = draw(
+        draws = draw(
             self.samples(batch_number, count), batch.latents_BCFhw.shape[1:], config.seed,
             config.caption_dropout, config.offset_noise, strata,
         )  # fmt: skip
-        captions = ["" if drop else text for text, drop in zip(batch.captions, chance.drop_B.tolist(), strict=True)]
-        t_B = chance.t_B.to(self.place.device, non_blocking=True)
-        errors = self.errors(batch, captions, chance.eps_BCFhw, t_B)
+        captions = ["" if drop else text for text, drop in zip(batch.captions, draws.drop_B.tolist(), strict=True)]
+        t_B = _to_device(draws.t_B, self.place.device)
+        errors = self.errors(batch, captions, draws.eps_BCFhw, t_B)
         return weighted_mean(errors, t_B, self.alpha_bar, config.min_snr_gamma, self.task.prediction)
 
     def _average(self, number: int) -> None:
@@ -194,6 +195,13 @@ class Stepper:
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 parameter.copy_(value)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for: on CUDA that needs pinned memory."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _room(device: torch.device) -> float:
@@ -224,10 +232,13 @@ def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bo
 
 
 def store_frozen_in_bf16(task: Task) -> None:
-    """Half the memory, and no copies by autocast."""
-    learns = {id(parameter) for parameter in task.trainable.values()}
+    """Half the memory, and no copies by autocast. Norms stay in fp32, in which autocast computes them; the weights and
+    biases of other layers it would round to bf16 at every use."""
+    keep = {id(parameter) for parameter in task.trainable.values()}
+    norms = [part for part in task.unet.modules() if isinstance(part, nn.GroupNorm | nn.LayerNorm)]
+    keep |= {id(parameter) for norm in norms for parameter in norm.parameters()}
     for parameter in task.unet.parameters():
-        if id(parameter) not in learns:
+        if id(parameter) not in keep:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 

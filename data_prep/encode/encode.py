@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.config import Precision
-from infra.errors import UserError
+from infra.errors import UserError, WorkError
+from infra.logs import get_logger
+from infra.memory import free_memory, is_out_of_memory, memory_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ Float16 = NDArray[np.float16]
 Clip = TypeVar("Clip")
 
 CAPTIONS_BATCH = 64
+log = get_logger("data_prep")
 
 
 def vae_folder(path: Path) -> Path:
@@ -137,8 +140,9 @@ class Encoder:
             frames.append(frames_FHWC)
             while sum(map(len, frames)) >= self._batch:
                 flat = np.concatenate(frames)
-                under_way.append((self._encode(flat[: self._batch]), self._batch))
-                frames = [flat[self._batch :]]
+                batch = flat[: self._batch]
+                under_way.append((self._encode(batch), len(batch)))
+                frames = [flat[len(batch) :]]
                 while len(under_way) > 1:
                     self._hand_out(under_way.popleft(), waiting)
                 yield from self._finished(waiting)
@@ -151,7 +155,37 @@ class Encoder:
         yield from self._finished(waiting)
 
     def _encode(self, frames_BHWC: UInt8) -> Tensor:
-        """(B, C or 2C, h, w) fp16 on the VAE's device: means, then log-variances."""
+        """(B, C or 2C, h, w) fp16 on the VAE's device: means, then log-variances. Out of memory halves the batch, for
+        this and all later frames.
+
+        Raises:
+            WorkError: a single frame is too much.
+        """
+        import torch
+
+        while True:
+            batches = range(0, len(frames_BHWC), self._batch)
+            try:
+                parts = [self._forward(frames_BHWC[first : first + self._batch]) for first in batches]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            free_memory()
+            self._halve_batch(frames_BHWC.shape[1])
+
+    def _halve_batch(self, size: int) -> None:
+        memory = memory_of(self._device)
+        if self._batch == 1:
+            raise WorkError(
+                f"Out of memory while encoding one frame of {size} pixels in {self._dtype}.",
+                f"{memory}. Finished shards are kept.",
+                "Free memory on the device, set cache.precision=bf16, or lower cache.size or cache.workers.",
+            )
+        self._batch //= 2
+        log.warning("Out of memory (%s): from now on %d frames are encoded at a time.", memory, self._batch)
+
+    def _forward(self, frames_BHWC: UInt8) -> Tensor:
         import torch
 
         pixels = torch.from_numpy(frames_BHWC)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
 
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "infra": (
-        ("errors.py", "hashing.py", "logs.py", "quiet.py", "runtime.py", "seeds.py", "video.py"),
+        ("errors.py", "hashing.py", "logs.py", "memory.py", "quiet.py", "runtime.py", "seeds.py", "video.py"),
         ("config.py", "workers"),
         ("artifacts",),
         ("pocket", "setup"),

@@ -34,6 +34,7 @@ from components.train.step import Stepper, Task
 from infra import runtime
 from infra.errors import WorkError
 from infra.logs import get_logger
+from infra.memory import free_memory, is_out_of_memory, memory_of
 from infra.workers.messages import stop_requested
 
 log = get_logger("components")
@@ -64,10 +65,31 @@ def train(
     Raises:
         TrainingStoppedError: Ctrl-C or SIGTERM; the state is saved.
         UserError: a checkpoint cannot be written, or a package that the config asks for is not there.
-        WorkError: too many steps with a non-finite loss, a loss that diverges, or parameters that do not move.
+        WorkError: too many steps with a non-finite loss, a loss that diverges, parameters that do not move, or no
+            memory left.
     """
     runtime.keep_freed_memory()
-    return _Run(config, task, source, folder, on_step or (lambda report: None)).run()
+    try:
+        return _Run(config, task, source, folder, on_step or (lambda report: None)).run()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    raise _out_of_memory(config, task)
+
+
+def _out_of_memory(config: TrainConfig, task: Task) -> WorkError:
+    height, width = task.latent_size
+    advice = "Lower train.batch_size and raise train.gradient_accumulation as much, with another --out."
+    if config.activation_checkpointing != "full":
+        advice = "Set train.activation_checkpointing=full and run the same command again to resume; if that is not "
+        advice += "enough, lower train.batch_size and raise train.gradient_accumulation as much, with another --out."
+    return WorkError(
+        f"Out of memory while training the {task.title}: batch_size={config.batch_size}, frames={task.frames}, latents "
+        f"of {width}x{height}, activation_checkpointing={config.activation_checkpointing}.",
+        f"{memory_of(place_of(config.device).device)} now. The last checkpoint is kept.",
+        advice,
+    )
 
 
 class _Run:
@@ -189,7 +211,8 @@ class _Run:
     def _aside(self) -> Iterator[None]:
         """Work of rank 0 alone; its time does not count as training."""
         began = time.monotonic()
-        with alone(self.stepper):
+        # Compiled blocks run eagerly here: other batch sizes and frame counts would each be compiled anew.
+        with alone(self.stepper), torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext():
             yield
         self.paused += time.monotonic() - began
 
