@@ -11,6 +11,8 @@ import typer.main
 from typer.core import TyperGroup
 
 from flows.cli.main import app
+from flows.recipes.recipes import recipe_named
+from infra.config import apply_overrides
 from infra.setup.rooms import LAYERS, sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +29,7 @@ LINK = re.compile(r"\]\(([^)#:]+)(?:#[\w-]+)?\)")
 TARGET = re.compile(r"(?:`|^ +)make ([a-z][a-z-]*)", re.M)
 RUN_MODULE = re.compile(r"python3? -m ([\w.]+)")
 COMMAND = re.compile(r"(?:`|^ *)animateflow ([^`\n]+)", re.M)
+SETTING = re.compile(r"--set ([\w.]+=[^\s`]+)")
 CALL = re.compile(r"^( *)def (\w+)\((.*)\) ->|^class (\w+)", re.M)
 
 
@@ -104,6 +107,11 @@ def wrong_commands(text: str) -> Iterator[str]:
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         if given - options - {"--help"}:
             yield line
+
+
+def test_settings_exist(document: Path):
+    for setting in SETTING.findall(document.read_text(encoding="utf-8")):
+        apply_overrides(recipe_named("sd15"), [setting])
 
 
 def test_the_tree_in_the_readme_is_the_real_one():
