@@ -45,10 +45,12 @@ def animate(
 
     Raises:
         UserError: see `Animator`.
+        WorkError: out of memory, or numbers that the precision cannot hold.
     """
     from components.animate.animator import Animator
 
     assert animator is None or animator.models == models, "the animator was made from other models"
+    config = config.resolved(device) if animator is None else config.replace(precision=animator.precision)
     adapter = models.domain_adapter
     identity = _Identity(
         animation=config,
@@ -61,7 +63,7 @@ def animate(
         inputs[f"control_video_{index}"] = artifacts.outside(require_exists(video, "control video"), "control-video")
     if done := artifacts.find(out, KIND, identity, inputs):
         return done
-    frames = (animator or Animator(models, device)).frames(config)
+    frames = (animator or Animator(models, device, config.precision)).frames(config)
     with artifacts.draft(out, KIND, identity, inputs) as draft:
         write_mp4(draft.folder / "animation.mp4", frames, config.fps, crf=12)
         scale = 4 if min(frames.shape[1:3]) < SMALL_PIXELS else 1

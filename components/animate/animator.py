@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.animate.config import AnimationConfig, AnimationModels, inputs_of
+from components.animate.config import AnimationConfig, AnimationModels, Precision, inputs_of, resolve_precision
 from components.animate.control import control_pictures, load_controlnet
 from components.base.model import load_base, prediction_type_of
 from components.diffusion.noise import BetaSchedule, inference_scheduler
@@ -23,10 +23,11 @@ from components.lora.domain_adapter import load_domain_adapter
 from components.lora.motion_lora import load_motion_lora
 from components.lora.stack import LoraStack, check_fits
 from components.motion.files import load_motion_module
-from components.motion.module import insert_motion_module
+from components.motion.module import insert_motion_module, share_image_weights
 from infra.artifacts.artifacts import Input
-from infra.errors import UserError
+from infra.errors import UserError, WorkError
 from infra.logs import get_logger, progress
+from infra.memory import free_memory, is_out_of_memory, memory_of
 from infra.quiet import quiet
 from infra.runtime import pick_device
 from infra.video import UInt8
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 PICTURES_AT_ONCE = 16
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 log = get_logger("components")
 
 
@@ -46,9 +48,13 @@ class Animator:
     """
 
     def __init__(
-        self, models: AnimationModels, device: str = "auto", base: StableDiffusionPipeline | None = None
+        self,
+        models: AnimationModels,
+        device: str = "auto",
+        precision: Precision = "auto",
+        base: StableDiffusionPipeline | None = None,
     ) -> None:
-        """`base` is `models.base` already loaded, to spare loading it again.
+        """`base` is `models.base` already loaded, to spare loading it again; it is converted to the precision.
 
         Raises:
             UserError: a file is missing, of another kind, or does not fit the others.
@@ -58,13 +64,16 @@ class Animator:
         self._device = pick_device(device)
         given = load_base(models.base) if base is None else base
         self._given_back_to = given.unet.device
-        self._base = given.to(self._device)
+        self.precision = resolve_precision(precision, device)
+        self._dtype = DTYPES[self.precision]
+        if self._device.type == "cuda" and self.precision == "fp32":
+            _allow_tf32()
+        self._base = given.to(self._device, self._dtype)
         self._beta_schedule: BetaSchedule = (
             "linear" if given.scheduler.config.get("beta_schedule") == "linear" else "scaled_linear"
         )
-        self._image_loras = LoraStack(given.unet)
         self._video: UNetMotionModel | None = None
-        self._video_loras: LoraStack | None = None
+        self._loras = LoraStack(given.unet)
         self._notes: dict[str, str] = {}
         self._controlnets: list[Any] = []
         self.inputs: Mapping[str, Input] = {}
@@ -82,41 +91,39 @@ class Animator:
         adapter = None if models.domain_adapter is None else load_domain_adapter(models.domain_adapter.path)
         if adapter is not None:
             check_fits(adapter, self._base.unet)
-        video, stack, notes = self._video, self._video_loras, self._notes
+        video, notes = self._video, self._notes
         if inputs.get("motion_module") != self.inputs.get("motion_module"):
-            video, stack, notes = self._with_motion(models)
+            video, notes = self._with_motion(models)
         loras = [(load_motion_lora(lora.path, notes), lora.scale) for lora in models.motion_loras]
         for lora, _ in loras:
             check_fits(lora, video)  # type: ignore[arg-type]
-        controlnets = [load_controlnet(net.path, self._base).to(self._device) for net in models.controlnets]
+        controlnets = [
+            load_controlnet(net.path, self._base).to(self._device, self._dtype) for net in models.controlnets
+        ]
 
-        for each in (self._image_loras, self._video_loras, stack):
-            if each is not None:
-                each.clear()
-        for each in (self._image_loras, stack):
-            if each is not None and adapter is not None and models.domain_adapter is not None:
-                each.add("domain-adapter", adapter, models.domain_adapter.scale)
+        self._loras.clear()
+        self._loras = LoraStack(video or self._base.unet)  # the video model has the layers of the image model
+        if adapter is not None and models.domain_adapter is not None:
+            self._loras.add("domain-adapter", adapter, models.domain_adapter.scale)
         for index, (lora, scale) in enumerate(loras):
-            assert stack is not None
-            stack.add(f"motion-lora-{index}", lora, scale)
-        self._video, self._video_loras, self._notes, self._controlnets = video, stack, notes, controlnets
+            self._loras.add(f"motion-lora-{index}", lora, scale)
+        self._video, self._notes, self._controlnets = video, notes, controlnets
         self.models, self.inputs = models, inputs
 
-    def _with_motion(self, models: AnimationModels) -> tuple[UNetMotionModel | None, LoraStack | None, dict[str, str]]:
+    def _with_motion(self, models: AnimationModels) -> tuple[UNetMotionModel | None, dict[str, str]]:
         if models.motion_module is None:
-            return None, None, {}
+            return None, {}
         adapter, notes = load_motion_module(models.motion_module)
         group_norms: Any = notes["group_norm"], notes["image_group_norm"]
-        with self._image_loras.disabled():
-            video = insert_motion_module(self._base.unet, adapter, *group_norms)
-        video = video.eval().requires_grad_(False).to(self._device)
-        return video, LoraStack(video), notes
+        video = insert_motion_module(self._base.unet, adapter, *group_norms)
+        share_image_weights(video, self._base.unet)
+        return video.eval().requires_grad_(False).to(self._device, self._dtype), notes
 
     def close(self) -> None:
         """Gives the base model back: its own weights, on the device they were on."""
-        self._image_loras.clear()
+        self._loras.clear()
         self._base.to(self._given_back_to)
-        self._video = self._video_loras = None
+        self._video = None
 
     def __enter__(self) -> Self:
         return self
@@ -184,10 +191,50 @@ class Animator:
         return inference_scheduler(schedule, config.scheduler, prediction_type_of(self._base))
 
     def _denoise(self, pipeline: Any, config: AnimationConfig, noise: Tensor, bar: tqdm[Any], **extra: Any) -> Tensor:
-        return denoise(
-            pipeline, noise.to(self._device), config.prompt, config.negative_prompt, config.steps,
-            config.guidance_scale, bar.update, **extra,
-        )  # fmt: skip
+        """The denoised latents. If memory runs out, a second attempt is made with the VAE on the CPU meanwhile.
+
+        Raises:
+            WorkError: still out of memory, or latents that are not finite.
+        """
+        generators = extra["generator"]
+        states = [each.get_state() for each in (generators if isinstance(generators, list) else [generators])]
+        for vae_device in (self._device, torch.device("cpu")):
+            self._base.vae.to(vae_device)
+            for each, state in zip(generators if isinstance(generators, list) else [generators], states, strict=True):
+                each.set_state(state)
+            try:
+                latents = denoise(
+                    pipeline, noise.to(self._device, self._dtype), config.prompt, config.negative_prompt, config.steps,
+                    config.guidance_scale, bar.update, **extra,
+                )  # fmt: skip
+                self._base.vae.to(self._device)
+                return self._checked(latents)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            free_memory()
+            bar.reset()
+        memory = memory_of(self._device)
+        self._base.vae.to(self._device)
+        raise WorkError(
+            f"Out of memory while denoising {self._asked(noise)} in {self.precision}.",
+            f"{memory} now.",
+            "Lower animation.frames, height or width, set animation.precision=fp16, or free memory on the device.",
+        )
+
+    def _checked(self, latents: Tensor) -> Tensor:
+        if not bool(torch.isfinite(latents).all()):
+            raise WorkError(
+                f"The latents are not finite in {self.precision}.",
+                "A network has made numbers that this precision cannot hold, and the animation would be black.",
+                "Set animation.precision=fp32 or bf16.",
+            )
+        return latents
+
+    def _asked(self, noise: Tensor) -> str:
+        factor = self._base.vae_scale_factor
+        count = noise.shape[2] if noise.ndim == 5 else noise.shape[0]
+        return f"{count} frames of {noise.shape[-1] * factor}x{noise.shape[-2] * factor} pixels"
 
     def _size(self, config: AnimationConfig) -> tuple[int, int]:
         """Height and width in latents."""
@@ -222,3 +269,10 @@ def _check_combination(models: AnimationModels) -> None:
                 "It works on the video model, and does nothing alone.",
                 "Add --motion-module.",
             )
+
+
+def _allow_tf32() -> None:
+    """Lets CUDA round the factors of fp32 products to TF32, ten bits of mantissa; said in the log at the first call."""
+    if torch.get_float32_matmul_precision() == "highest":
+        torch.set_float32_matmul_precision("high")
+        log.info("fp32 products on the GPU use TF32 (ten bits of mantissa).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +13,9 @@ from components.files.paths import require_exists, weights_input
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Input
 from infra.config import Config, execution
+from infra.runtime import pick_device
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 class WeightedFile(Config):
@@ -48,9 +52,24 @@ class AnimationConfig(Config):
     """The sampler; `ddim` as the official demos."""
     beta_schedule: BetaSchedule | None = None
     """Noise schedule; none is what the motion module was trained with."""
+    precision: Precision = "auto"
+    """Of all networks; `auto` is fp16 on CUDA and fp32 on a CPU. An animation of another precision than fp32 is another
+    animation: see `identity`."""
     control_videos: tuple[Path, ...] = execution(())
     """One for each ControlNet: a video, or a folder of pictures in the order of their names, a picture a frame, already
     in the ControlNet's form (edges, depth, poses). Their content, not their paths, is part of the identity."""
+
+    def identity(self) -> dict[str, Any]:
+        """`precision` counts once it is resolved, and only where it is not fp32: fp32 animations keep the fingerprints
+        that they had before there was a choice."""
+        fields = super().identity()
+        if fields["precision"] in ("auto", "fp32"):
+            del fields["precision"]
+        return fields
+
+    def resolved(self, device: str) -> AnimationConfig:
+        """With `auto` replaced by the precision for this device (`auto`, `cpu`, `cuda`)."""
+        return self.replace(precision=resolve_precision(self.precision, device))
 
 
 class AnimationModels(Config):
@@ -66,6 +85,13 @@ class AnimationModels(Config):
     """Domain adapter at scale alpha (paper eq. 4)."""
     controlnets: tuple[WeightedFile, ...] = ()
     """ControlNets, diffusers folders, each following one of the animation's control videos."""
+
+
+def resolve_precision(precision: Precision, device: str) -> Precision:
+    """fp16 on CUDA and fp32 elsewhere for `auto`."""
+    if precision != "auto":
+        return precision
+    return "fp16" if pick_device(device).type == "cuda" else "fp32"
 
 
 def inputs_of(models: AnimationModels) -> dict[str, Input]:

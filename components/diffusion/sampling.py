@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infra.errors import WorkError
+from infra.memory import free_memory, is_out_of_memory, memory_of
 from infra.quiet import quiet
 from infra.video import UInt8
 
@@ -81,16 +83,47 @@ def denoise(
         )
 
 
-@torch.no_grad()
 def decode(base: StableDiffusionPipeline, latents_NChw: Tensor) -> UInt8:
-    """uint8 (N, H, W, 3), decoded in batches of at most `DECODED_PIXELS_MAX` pixels."""
-    vae = base.vae
+    """uint8 (N, H, W, 3), decoded in batches of at most `DECODED_PIXELS_MAX` pixels, of half as many where memory runs
+    out. A VAE that overflows in fp16, as that of SD's first release does, decodes in fp32.
+
+    Raises:
+        WorkError: a single image needs more memory than there is.
+    """
     pixels = latents_NChw[0, 0].numel() * base.vae_scale_factor**2
-    decoded = []
-    for batch in torch.split(latents_NChw, max(1, DECODED_PIXELS_MAX // pixels)):
-        images = vae.decode(batch / vae.config.scaling_factor, return_dict=False)[0]
-        scaled = (images.float() / 2 + 0.5).clamp(0, 1) * 255
-        decoded.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    count = min(len(latents_NChw), max(1, DECODED_PIXELS_MAX // pixels))
+    while True:
+        try:
+            return _decode(base.vae, latents_NChw, count)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory()
+        if count == 1:
+            raise WorkError(
+                f"Out of memory while decoding one image of {pixels:,} pixels.",
+                f"{memory_of(latents_NChw.device)} now.",
+                "Lower animation.height and width, or free memory on the device.",
+            )
+        count //= 2
+
+
+@torch.no_grad()
+def _decode(vae: Any, latents_NChw: Tensor, count: int) -> UInt8:
+    own_dtype = vae.dtype
+    decoded: list[UInt8] = []
+    try:
+        while len(decoded) * count < len(latents_NChw):
+            batch = latents_NChw[len(decoded) * count :][:count].to(vae.dtype)
+            images = vae.decode(batch / vae.config.scaling_factor, return_dict=False)[0]
+            if vae.dtype == torch.float16 and not bool(torch.isfinite(images).all()):
+                vae.to(torch.float32)
+                decoded = []  # the whole clip in one precision
+                continue
+            scaled = (images.float() / 2 + 0.5).clamp(0, 1) * 255
+            decoded.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    finally:
+        vae.to(own_dtype)
     return np.concatenate(decoded)
 
 
