@@ -85,8 +85,7 @@ def to_pixels(pictures: UInt8) -> Tensor:
 
 
 def train_vae(steps: int, seed: int, device: str | torch.device = "cpu", share: float = 1.0) -> AutoencoderKL:
-    """AutoencoderKL, 4 latent channels at a quarter of the size; learns the world and unrelated pictures alike, or a
-    `share` of them."""
+    """AutoencoderKL, 4 latent channels at a quarter of the size; learns a `share` of the world and other pictures."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, pairwise, permutations
 from math import fsum
 
@@ -71,12 +72,14 @@ def ordered_rows(rows: list[list[Item]], ties: Sequence[Tie]) -> list[list[Item]
         best = crossings_and_lengths(rows, ties)
         for number in (*range(len(rows)), *reversed(range(len(rows)))):
             near = [tie for tie in ties if number in (tie[0][1], tie[1][1])]
-
-            def cost(order: Sequence[Item], number: int = number, near: list[Tie] = near) -> tuple[float, float]:
-                return crossings_and_lengths([*rows[:number], list(order), *rows[number + 1 :]], near)
-
-            rows[number] = list(min(permutations(rows[number]), key=cost))
+            rows[number] = list(min(permutations(rows[number]), key=partial(_cost, rows, number, near)))
     return rows
+
+
+def _cost(
+    rows: Sequence[Sequence[Item]], number: int, ties: Sequence[Tie], order: Sequence[Item]
+) -> tuple[float, float]:
+    return crossings_and_lengths([*rows[:number], order, *rows[number + 1 :]], ties)
 
 
 def crossings_and_lengths(rows: Sequence[Sequence[Item]], ties: Sequence[Tie]) -> tuple[float, float]:

@@ -32,7 +32,7 @@ FLOORS = (
     (("evaluation", 0.4), ("data_prep", 0.6)),
     (("components", 0.66), ("infra", 0.34)),
 )
-"""The rooms from the top down, and their shares of the width; a floor's rooms make up for one that has no files."""
+"""The rooms from the top down, and their shares of the width."""
 
 WIDTH, MARGIN, GAP = 960.0, 12.0, 40.0
 PADDING, TITLE, SAYS = 18.0, 24.0, 16.0
@@ -152,15 +152,13 @@ def room_frames(files: Mapping[str, str]) -> dict[str, Rectangle]:
     frames: dict[str, Rectangle] = {}
     y = MARGIN
     for floor in FLOORS:
-        here = [(room, share) for room, share in floor if any(path.startswith(f"{room}/") for path in files)]
-        whole = sum(share for _, share in here)
-        widths = [(WIDTH - 2 * MARGIN - GAP * (len(here) - 1)) * share / whole for _, share in here]
+        widths = [(WIDTH - 2 * MARGIN - GAP * (len(floor) - 1)) * share for _, share in floor]
         height = max(
             _head(says(room, files, width)) + _least_height(boxes_of(room, width)) + PADDING
-            for (room, _), width in zip(here, widths, strict=True)
+            for (room, _), width in zip(floor, widths, strict=True)
         )
         x = MARGIN
-        for (room, _), width in zip(here, widths, strict=True):
+        for (room, _), width in zip(floor, widths, strict=True):
             frames[room] = Rectangle(x, y, width, height)
             x += width + GAP
         y += height + GAP

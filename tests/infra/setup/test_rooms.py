@@ -5,9 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from infra.setup import rooms_picture
 from infra.setup.rooms import LAYERS, MAY_IMPORT, ROOT, sources, table
-from infra.setup.rooms_picture import PICTURE, WIDTH, Rectangle, draw, reduced, room_frames
+from infra.setup.rooms_picture import FLOORS, PICTURE, WIDTH, Rectangle, draw, reduced, room_frames
 
 AGAIN = "run `make rooms`"
 
@@ -47,22 +46,18 @@ def test_the_picture_shows_every_room_and_folder_inside_its_frame():
 
 
 def test_every_room_has_a_place_in_the_picture():
-    assert {room for floor in rooms_picture.FLOORS for room, _ in floor} == set(MAY_IMPORT)
+    assert {room for floor in FLOORS for room, _ in floor} == set(MAY_IMPORT)
+    assert [sum(share for _, share in floor) for floor in FLOORS] == [pytest.approx(1)] * len(FLOORS)
 
 
 def test_a_line_that_a_longer_way_replaces_is_left_out():
     assert reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
-def test_the_program_on_top_stands_beside_the_flows(monkeypatch: pytest.MonkeyPatch):
-    files = sources() | {"infra/gpu_check/__init__.py": '"""A program; imports components."""'}
-    files |= {"infra/gpu_check/low.py": "", "infra/gpu_check/high.py": "import components.bench.models\n"}
-    monkeypatch.setitem(LAYERS, "infra/gpu_check", (("low.py",), ("high.py",)))
-    monkeypatch.setattr(rooms_picture, "sources", lambda: files)
-    frames = room_frames(files)
+def test_the_program_on_top_stands_beside_the_flows():
+    frames = room_frames(sources())
     assert frames["infra/gpu_check"].y == frames["flows"].y
     assert frames["infra/gpu_check"].x > frames["flows"].right
-    assert {"infra/gpu_check/", "low.py", "high.py"} <= words_and_boxes(draw())[0]
 
 
 def test_rooms_do_not_overlap():
