@@ -3,7 +3,7 @@ BIN := .venv/bin
 PACKAGES := flows components data_prep evaluation infra tests
 .DEFAULT_GOAL := help
 SINCE ?= HEAD~1
-.PHONY: help setup demo test check lint style format lock clean bench bench-cache bench-train rooms
+.PHONY: help setup demo test check lint style format lock clean bench bench-cache bench-train gpu-check rooms
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 24
@@ -39,6 +39,9 @@ bench-cache: setup  ## videos to latents: ours, the bare VAE, a plain script (10
 bench-train: setup  ## training steps: ours, the bare UNet, the official step restated (15 minutes on two cores)
 	@$(BIN)/python -m components.bench.bench --json bench-train.json
 	@$(BIN)/python -m components.bench.bench --tricks
+
+gpu-check: setup  ## what a CUDA GPU does: right, how fast, as predicted; nine minutes (ARGS=--rehearse: small, on the CPU)
+	@$(BIN)/python -m infra.gpu_check $(ARGS)
 
 rooms: setup  ## the picture and the table of the rooms in docs/architecture.md, from the imports
 	@$(BIN)/python -m infra.setup.rooms_picture
