@@ -251,7 +251,7 @@ def test_five_hundred_broken_tars_end_in_rows_or_one_message(shards: Path):
         ("0.tar", b"", "cannot be read beyond byte 0"),
         ("0.tar", b"PNG" * 1000, "cannot be read beyond byte 0"),
         ("0.tar", b"\0" * 10240, "not one row"),
-        ("0.tar", gzip.compress(b"x" * 1000), "compressed tar"),
+        ("0.tar", gzip.compress(b"x" * 1000, mtime=0), "compressed tar"),
         ("0.tar.gz", b"x", "compressed tar"),
         ("0.tgz", b"x", "compressed tar"),
     ],
