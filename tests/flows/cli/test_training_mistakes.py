@@ -124,7 +124,7 @@ def test_a_disk_too_small_for_the_weights(cache: Path, tmp_path: Path):
     last = said.rstrip().splitlines()[-1]
     assert last.startswith("Error: There is no room left"), "nothing is left on the disk"
     assert "Nothing of this run is left" in last
-    assert "Make room" in last
+    assert "Free some space" in last
 
 
 def test_a_disk_that_is_full_with_the_second_checkpoint(cache: Path, tmp_path: Path):
@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_with_the_second_checkpoint(cache: Path, tmp_path: P
     assert code == 2, said
     errors = [line for line in said.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1, said
-    assert "Make room" in errors[0]
+    assert "Free some space" in errors[0]
     assert "step-00000001\n" in said
     assert "resumes from step 1 of 6" in said
     assert "domain_adapter.safetensors" in said

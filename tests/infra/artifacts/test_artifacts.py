@@ -227,7 +227,7 @@ def test_an_empty_folder_may_be_written_into_and_a_foreign_one_may_not(tmp_path:
 def test_a_full_disk_is_told_and_what_a_version_goes_on_from_is_kept(tmp_path: Path):
     full = OSError(errno.ENOSPC, "No space left on device")
     with (
-        pytest.raises(UserError, match=r"no room left.*is kept.*Make room"),
+        pytest.raises(UserError, match=r"no room left.*is kept.*Free some space"),
         artifacts.revision(tmp_path / "a", KIND, Numbers()) as work,
     ):
         (work.folder / "shard").write_text("whole")
