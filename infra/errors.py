@@ -26,6 +26,10 @@ class WorkError(AnimateflowError):
     """The input was fine and the work failed: exit code 1."""
 
 
+class TransientError(WorkError):
+    """For want of memory or disk: the same input may succeed later, so it is no result."""
+
+
 def listed(wrong: list[str], shown: int = 8) -> str:
     """The first of these, and how many more."""
     return "; ".join(wrong[:shown]) + (f"; and {len(wrong) - shown} more" if len(wrong) > shown else "")

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+RECENT_NS = 2 * 10**9
+"""A file changed more recently may change again without another time of change."""
+
 
 def sha256_file(path: Path, start: int = 0) -> str:
-    """Hex digest of the file's bytes from `start` on."""
+    """Hex digest of the file's bytes from `start` on; remembered in this process by the file's size and time of
+    change, since base models of gigabytes are asked for again and again."""
+    found = path.stat()
+    if time.time_ns() - found.st_mtime_ns < RECENT_NS:
+        return _digest(path, start)
+    return _remembered(path.absolute(), start, found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(path: Path, start: int, *unchanged: int) -> str:
+    return _digest(path, start)
+
+
+def _digest(path: Path, start: int) -> str:
     with path.open("rb") as handle:
         handle.seek(start)
         return hashlib.file_digest(handle, "sha256").hexdigest()

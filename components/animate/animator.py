@@ -25,7 +25,7 @@ from components.lora.stack import LoraStack, check_fits
 from components.motion.files import load_motion_module
 from components.motion.module import insert_motion_module, share_image_weights
 from infra.artifacts.artifacts import Input
-from infra.errors import UserError, WorkError
+from infra.errors import TransientError, UserError, WorkError
 from infra.logs import get_logger, progress
 from infra.memory import free_memory, is_out_of_memory, memory_of
 from infra.quiet import quiet
@@ -194,7 +194,8 @@ class Animator:
         """The denoised latents. If memory runs out, a second attempt is made with the VAE on the CPU meanwhile.
 
         Raises:
-            WorkError: still out of memory, or latents that are not finite.
+            TransientError: still out of memory.
+            WorkError: latents that are not finite.
         """
         generators = extra["generator"]
         states = [each.get_state() for each in (generators if isinstance(generators, list) else [generators])]
@@ -216,7 +217,7 @@ class Animator:
             bar.reset()
         memory = memory_of(self._device)
         self._base.vae.to(self._device)
-        raise WorkError(
+        raise TransientError(
             f"Out of memory while denoising {self._asked(noise)} in {self.precision}.",
             f"{memory} now.",
             "Lower animation.frames, height or width, set animation.precision=fp16, or free memory on the device.",

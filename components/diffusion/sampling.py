@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.errors import WorkError
+from infra.errors import TransientError
 from infra.memory import free_memory, is_out_of_memory, memory_of
 from infra.quiet import quiet
 from infra.video import UInt8
@@ -88,7 +88,7 @@ def decode(base: StableDiffusionPipeline, latents_NChw: Tensor) -> UInt8:
     out. A VAE that overflows in fp16, as that of SD's first release does, decodes in fp32.
 
     Raises:
-        WorkError: a single image needs more memory than there is.
+        TransientError: a single image needs more memory than there is.
     """
     pixels = latents_NChw[0, 0].numel() * base.vae_scale_factor**2
     count = min(len(latents_NChw), max(1, DECODED_PIXELS_MAX // pixels))
@@ -100,7 +100,7 @@ def decode(base: StableDiffusionPipeline, latents_NChw: Tensor) -> UInt8:
                 raise
         free_memory()
         if count == 1:
-            raise WorkError(
+            raise TransientError(
                 f"Out of memory while decoding one image of {pixels:,} pixels.",
                 f"{memory_of(latents_NChw.device)} now.",
                 "Lower animation.height and width, or free memory on the device.",

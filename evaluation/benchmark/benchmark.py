@@ -13,7 +13,7 @@ from typing import Any
 
 from components.clip.clip import ClipEncoder
 from evaluation.benchmark.config import BenchmarkConfig
-from evaluation.benchmark.making import Maker, References, make_and_score
+from evaluation.benchmark.generation import References, SharedAnimator, generate_and_score
 from evaluation.report.report import ReportSection, write_report
 from evaluation.results.overview import write_overview
 from evaluation.results.samples import (
@@ -26,7 +26,7 @@ from evaluation.results.samples import (
 from evaluation.results.statistics import summarise
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact
-from infra.errors import WorkError
+from infra.errors import TransientError, WorkError
 from infra.logs import progress
 
 KIND = "benchmark"
@@ -56,7 +56,9 @@ def run_benchmark(
     Raises:
         UserError: a model or weight file that is not there, or a CLIP model that cannot be loaded.
         WorkError: every sample failed; the message holds the first reason.
+        TransientError: some failed for want of memory or disk; the same call tries them again.
     """
+    config = config.replace(animation=config.animation.resolved(device))
     inputs = config.inputs()
     if done := artifacts.find(out, KIND, config, inputs):
         return done
@@ -104,20 +106,38 @@ def _all_rows(
     device: str,
     on_progress: Callable[[BenchmarkProgress], None] | None,
 ) -> list[dict[str, Any]]:
+    """A row a sample. Rows of transient failures are not kept on disk.
+
+    Raises:
+        TransientError: samples failed for want of memory or disk; every other row is kept.
+    """
     rows: list[dict[str, Any]] = []
+    transient: list[str] = []
     total = len(config.models) * len(config.methods) * len(config.prompts) * len(config.seeds)
     with progress(total, "Benchmark", "clip") as bar:
         for entry in config.models:
-            references = References(config.animation, config.prompts, config.references, entry, folder, encoder, device)
+            animator = SharedAnimator(device, config.animation.precision)
+            references = References(
+                config.animation, config.prompts, config.references, entry, folder, encoder, animator
+            )
             for method in config.methods:
-                maker = Maker(method.models(entry), device)
+                models = method.models(entry)
                 for sample in config.samples(entry, method):
-                    row = saved_row(folder, sample, encoder) or make_and_score(
-                        config.animation, sample, maker, references
-                    )
-                    save_row(folder, sample, row)
+                    row, again = saved_row(folder, sample, encoder), False
+                    if row is None:
+                        row, again = generate_and_score(config.animation, sample, models, references)
+                    if again:
+                        transient.append(str(row["reason"]))
+                    else:
+                        save_row(folder, sample, row)
                     rows.append(row)
                     bar.update()
                     if on_progress is not None:
                         on_progress(BenchmarkProgress(len(rows), total, sample, row["reason"]))
+    if transient:
+        raise TransientError(
+            f"{len(transient)} of {total} samples failed for want of memory or disk.",
+            f"The first: {transient[0]} They are no results; all others are kept.",
+            "Free memory or disk, and run the same command again: it generates only these.",
+        )
     return rows

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from components.animate.config import AnimationConfig, AnimationModels, WeightedFile
 from components.clip.config import ClipModel
 from components.files.paths import find_weight_file
-from evaluation.benchmark.making import REFERENCE_SEED
+from evaluation.benchmark.generation import REFERENCE_SEED
 from evaluation.registry.registry import NAME, RegistryEntry
 from evaluation.results.samples import (
     METRIC_VERSION,

@@ -14,6 +14,7 @@ from flows.cli.options import (
     BaseOption,
     DeviceOption,
     OutOption,
+    PrecisionOption,
     RecipeOption,
     SetOption,
     load_recipe,
@@ -56,6 +57,7 @@ def animate(
         typer.Option(help="What a ControlNet follows: a video or a folder of pictures; one for each ControlNet."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same animation.")] = None,
+    precision: PrecisionOption = None,
     recipe: RecipeOption = "pocket",
     device: DeviceOption = "auto",
     overrides: SetOption = None,
@@ -72,6 +74,7 @@ def animate(
 
     whole = load_recipe(recipe, overrides, base)
     given = {"prompt": prompt, "seed": seed, "control_videos": tuple(control_video or ()) or None}
+    given["precision"] = precision
     changes = {name: value for name, value in given.items() if value is not None}
     models = AnimationModels(
         base=_with_files(whole.base, lora, embedding),
@@ -93,6 +96,7 @@ def benchmark(
     ] = None,
     motion_lora: Annotated[Path | None, typer.Option(help="Your MotionLoRA on it.")] = None,
     domain_adapter: Annotated[Path | None, typer.Option(help="Your domain adapter.")] = None,
+    precision: PrecisionOption = None,
     device: DeviceOption = "auto",
     overrides: SetOption = None,
 ) -> None:
@@ -104,6 +108,8 @@ def benchmark(
 
     whole = load_recipe(recipe, overrides)
     config = whole.benchmark.with_weights(motion_module, motion_lora, domain_adapter)
+    if precision is not None:
+        config = config.replace(animation__precision=precision)
     print_artifact(steps.benchmark(config, out, device), f"open {out}/report.html")
 
 

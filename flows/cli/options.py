@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +30,10 @@ BaseOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "fp16", "bf16"] | None,
+    typer.Option(help="Of all networks; auto is fp16 on CUDA and fp32 on a CPU. The recipe's by default."),
+]
 
 
 def load_recipe(name: str, overrides: list[str] | None, base: Path | None = None) -> Recipe:

@@ -227,7 +227,11 @@ def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path)
     before = file.read_bytes()
     mistake(animateflow("weights", "import", file, "--out", file), "is a file", "Choose a new folder")
     mistake(animateflow("weights", "import", file, "--out", tmp_path), "a folder with other files")
-    mistake(animateflow("weights", "export", folder, "--out", tmp_path), "cannot be written", "What was there before is kept")
+    mistake(
+        animateflow("weights", "export", folder, "--out", tmp_path),
+        "cannot be written",
+        "What was there before is kept",
+    )
     mistake(animateflow("weights", "export", folder, "--out", file / "b.safetensors"), "cannot be written")
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "folder"]
