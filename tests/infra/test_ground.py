@@ -123,3 +123,19 @@ def test_workers_of_ray_are_as_nice_as_this_process(ray_local: None):
         return os.nice(0)
 
     assert ray.get(niceness.remote()) == os.nice(0)
+
+
+def test_a_file_is_hashed_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"one")
+    old = path.stat().st_mtime_ns - 10 * hashing.RECENT_NS
+    os.utime(path, ns=(old, old))
+    read, digest = [], hashing._digest
+    monkeypatch.setattr(hashing, "_digest", lambda path, start: (read.append(path), digest(path, start))[1])
+    first = hashing.sha256_path(path)
+    assert hashing.sha256_path(path) == first
+    assert len(read) == 1
+    path.write_bytes(b"two")  # of the same size, and just now
+    assert hashing.sha256_path(path) != first
+    assert hashing.sha256_path(path) != first
+    assert len(read) == 3, "what has just been changed may change again within one tick of the clock"

@@ -49,3 +49,12 @@ def test_a_motion_lora_is_planned_on_the_motion_module_it_is_given() -> None:
     assert small.trained == 8 * 2 * 64 * (5 * 320 + 5 * 640 + 10 * 1280)
     assert large.trained == small.trained + 8 * 2 * 64 * 1280
     assert (small.frozen, large.frozen) == (859_520_964 + 417_137_600, 859_520_964 + 453_209_280)
+
+
+def test_a_plan_says_what_checkpoints_take_on_disk() -> None:
+    """Weights, two moments and the EMA in fp32; the newest two, the best, and one being written."""
+    train = TrainConfig(steps=10, ema_decay=0.999)
+    found = plan(MotionModuleTraining(preset="v3", train=train), SD15, (32, 32), "h100")
+    assert found.checkpoint_bytes == 4 * 4 * 417_137_600
+    line = next(line for line in found.lines() if line.startswith("checkpoints on disk"))
+    assert "24.86 GiB at most while it runs: 4 of 6.22 GiB" in line
