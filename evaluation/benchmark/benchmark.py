@@ -1,7 +1,7 @@
 """The benchmark: every model, method, prompt and seed, animated, then scored from the files; one table and one report.
 
 The design is paired: every method gets the same prompts and seeds on every model. A sample that fails is a row with a
-reason. An interrupted benchmark goes on at the sample where it stopped.
+reason. An interrupted benchmark resumes at the next sample.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KIND = "benchmark"
 
 @dataclass(frozen=True)
 class BenchmarkProgress:
-    """Said after every sample: `done` of `total`, and why it failed, if it did."""
+    """Reported after every sample: `done` of `total`, and the reason if it failed."""
 
     done: int
     total: int
@@ -70,7 +70,7 @@ def run_benchmark(
             raise WorkError(
                 f"All {len(rows)} samples of the benchmark failed.",
                 f"The first: {failed[0]}",
-                "Run it again when mended.",
+                "Correct the cause, and run it again.",
             )
         write_scores(draft.folder / "scores.parquet", rows)
         draft.counts |= {
