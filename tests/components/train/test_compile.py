@@ -13,6 +13,7 @@ from components.train.config import TrainConfig
 from tests.components.conftest import CACHE_INPUT, DrawnClips
 
 
+@pytest.mark.filterwarnings("default")  # dynamo looks at .grad of tensors that are no leaves
 def test_only_training_steps_are_compiled(
     base: BaseModel, clips: DrawnClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
