@@ -24,8 +24,8 @@ from components.train import step as train_step
 from components.train.batch import ClipBatch
 from components.train.loop import trainer
 from components.train.report.log import StepReport
-from components.train.report.meter import forget_peak, peak_gib
-from components.train.step import Place, Stepper, Task
+from components.train.report.meter import peak_gib, reset_peak
+from components.train.step import Process, Stepper, Task
 from infra import runtime
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def limit(case: Case, device: torch.device, seconds: float) -> Figures:
     """The model as the trainer has prepared it, on one batch, without losses or updates."""
     runtime.keep_freed_memory()
     _, task, source = task_for(case, device)
-    stepper = Stepper(config_of(case, device), task, Place(device))
+    stepper = Stepper(config_of(case, device), task, Process(device))
     return limit_of(case, device, seconds, task, source, stepper.autocast)
 
 
@@ -198,7 +198,7 @@ def _timed(step: Callable[[], None], case: Case, device: torch.device, seconds: 
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    forget_peak(device)
+    reset_peak(device)
     for _ in range(WARM):
         step()
     began, done = finish(), 0

@@ -25,8 +25,8 @@ from components.motion.module import MotionModuleConfig
 from components.stages.models import load_pipeline
 from components.train.batch import BatchSource
 from components.train.config import TrainConfig
-from components.train.distributed import place_of
-from components.train.loop.launch import InThisProcess, Job, Launch, OnStep, check_share
+from components.train.distributed import this_process
+from components.train.loop.launch import InThisProcess, Job, Launch, OnStep, check_batch_size
 from components.train.loop.trainer import TrainResult, train
 from components.train.report.samples import drawer
 from components.train.step import Task
@@ -126,7 +126,7 @@ class Stage(Config, ABC):
             unet=unet,
             predictor=self.predictor,
             trainable=trainable,
-            text=CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, place_of(self.train.device).device),
+            text=CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, this_process(self.train.device).device),
             latent_scale=pipeline.vae.config.scaling_factor,
             frames=self.frames,
             latent_size=latent_size,
@@ -154,7 +154,7 @@ def train_stage(
             model, the window is longer than the motion module's, or the workers cannot share a batch.
         TrainingStoppedError: Ctrl-C or SIGTERM; the same call resumes from there.
     """
-    check_share(stage.train.batch_size, launch)
+    check_batch_size(stage.train.batch_size, launch)
     given = _given(stage, weights)
     inputs = {"base": fingerprint_of(base), "cache": cache_input, **_weight_inputs(stage, given)}
     if done := artifacts.find(out, stage.kind, stage, inputs):
@@ -209,9 +209,9 @@ def _train(
         stage.initialise(trainable, stage.init_from)
     task = stage.task(pipeline, model.unet, trainable, cache.latent_size)
     result = train(stage.train, task, cache, folder, on_step)
-    place = place_of(stage.train.device)
-    if place.rank == 0:
-        _write_figures(folder, result, place.world_size)
+    process = this_process(stage.train.device)
+    if process.rank == 0:
+        _write_figures(folder, result, process.world_size)
         stage.save(folder, model, result.weights, {**model.metadata, **_metadata(stage, task, inputs)})
 
 

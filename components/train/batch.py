@@ -1,5 +1,7 @@
-"""What the trainer reads: batches of clips in latent space. B batch, F frames, C channels, h w latents, L D tokens and
-width of a caption's embedding."""
+"""The trainer's input: batches of clips in latent space.
+
+B batch, F frames, C channels, h w latents, L tokens of a caption, D width of its embedding.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ class BatchSource(Protocol):
     def batches(
         self, batch_size: int, frames: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClipBatch]:
-        """Endless; the n-th batch is a function of (seed, start_step + n) alone; rank r gets its r-th equal part.
-        `batch_size` is that of all ranks."""
+        """Endless. The n-th batch is a function of (seed, start_step + n) alone; rank r gets the r-th of `world_size`
+        equal parts. `batch_size` is that of all ranks together."""
         ...
 
     def held_out(self, count: int, frames: int) -> ClipBatch:

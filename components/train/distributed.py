@@ -7,51 +7,51 @@ from contextlib import contextmanager
 
 import torch
 
-from components.train.step import Place, Stepper
+from components.train.step import Process, Stepper
 from infra.errors import UserError
 from infra.runtime import pick_device
 
 
-def place_of(device: str) -> Place:
-    """Rank, world size and device of this process; alone on `device` without a process group."""
-    if not _together():
-        return Place(pick_device(device))
+def this_process(device: str) -> Process:
+    """Device, rank and world size of this process; without a process group, `device` and rank 0 of 1."""
+    if not _is_distributed():
+        return Process(pick_device(device))
     group = torch.distributed
     on_gpu = group.get_backend() == "nccl"
-    where = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    return Place(where, group.get_rank(), group.get_world_size())
+    own = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return Process(own, group.get_rank(), group.get_world_size())
 
 
-def any_of_all(here: bool, place: Place) -> bool:
-    """Whether the flag is set on any rank. Every rank must call it."""
-    if place.world_size == 1:
-        return here
-    flag = torch.tensor(float(here), device=place.device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+def any_rank(flag: bool, process: Process) -> bool:
+    """Whether `flag` is set on any rank. Every rank must call it."""
+    if process.world_size == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=process.device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return bool(flags)
 
 
-def check_same(step: int, place: Place) -> None:
+def check_same_step(step: int, process: Process) -> None:
     """
     Raises:
         UserError: the ranks have found different checkpoints.
     """
-    if place.world_size == 1:
+    if process.world_size == 1:
         return
-    extremes = torch.tensor([step, -step], device=place.device)
-    torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX)
-    most, least = int(extremes[0]), -int(extremes[1])
-    if most != least:
+    steps = torch.tensor([step, -step], device=process.device)
+    torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MAX)
+    last, first = int(steps[0]), -int(steps[1])
+    if last != first:
         raise UserError(
-            f"One worker would resume from step {most} and another from step {least}.",
+            f"One worker would resume from step {last} and another from step {first}.",
             "They see different checkpoints: their machines do not share the folder.",
             "Name an --out on a disk that all machines of the cluster share.",
         )
 
 
 @contextmanager
-def alone(stepper: Stepper) -> Iterator[None]:
-    """The stepper asks the model itself: wrapped for many ranks, it may have the others take part."""
+def without_ddp(stepper: Stepper) -> Iterator[None]:
+    """Inside the block the stepper calls the model without its DDP wrapper, which may wait for the other ranks."""
     wrapped = stepper.predict
     stepper.predict = stepper.task.predictor(stepper.task.unet)
     try:
@@ -60,11 +60,11 @@ def alone(stepper: Stepper) -> Iterator[None]:
         stepper.predict = wrapped
 
 
-def wait_for_all(place: Place) -> None:
+def barrier(process: Process) -> None:
     """Returns when every rank has called it."""
-    if place.world_size > 1:
+    if process.world_size > 1:
         torch.distributed.barrier()
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -42,14 +42,14 @@ class Shape:
 
 
 class _Flash(torch.autograd.Function):
-    """What flash attention keeps: q, k, v, the answer, and a number for each row. Computes nothing."""
+    """Saves what flash attention saves for its backward pass: q, k, v, output, a number a row. Computes nothing."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        answer = torch.empty_like(query)
+        output = torch.empty_like(query)
         rows = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
-        ctx.save_for_backward(query, key, value, answer, rows)
-        return answer
+        ctx.save_for_backward(query, key, value, output, rows)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
@@ -59,7 +59,7 @@ class _Flash(torch.autograd.Function):
 
 @contextmanager
 def _as_on_cuda(half: bool) -> Iterator[None]:
-    """CUDA's autocast rules on a machine without CUDA, and attention that keeps what flash attention keeps."""
+    """CUDA's autocast rules on a machine without CUDA, and attention that saves what flash attention saves."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         taken = [each.to(torch.bfloat16) if half else each for each in (query, key, value)]
@@ -96,8 +96,8 @@ def on_meta(model: M) -> M:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a step's activations: what is kept until the backward pass comes to it, and on top of that the most that
-    any layer holds while it is computed again."""
+    """Bytes of a step's activations: `kept` from the forward to the backward pass, and `recomputed`, the most that a
+    single layer adds while it is recomputed."""
 
     kept: int
     recomputed: int
@@ -109,26 +109,26 @@ def activations(
     kind: Kind = "cuda bf16",
     predict: Callable[[nn.Module], Predict] | None = None,
 ) -> dict[Checkpointing, Activations]:
-    """Of each way of recomputing, from one forward pass of a model on the meta device, whose parameters that learn are
-    marked by `requires_grad`. The model is used up: its parameters become fake ones."""
+    """Activations by mode, from one forward pass of a model on the meta device. Trained parameters have
+    `requires_grad`. The model cannot be used afterwards: its parameters become fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         _to_fake(unet, torch.bfloat16 if kind == "cuda bf16" else torch.float32)
         unet.train()
-        watched = _Watched(unet)
+        saved = _SavedTensors(unet)
         inputs = _inputs(shape, "cuda")
-        with _as_on_cuda(kind.endswith("bf16")), watched.saving():
+        with _as_on_cuda(kind.endswith("bf16")), saved.recording():
             (predict or _predictor)(unet)(*inputs)
-        return {mode: watched.activations(set(recomputed_parts(unet, mode))) for mode in MODES}
+        return {mode: saved.activations(set(recomputed_parts(unet, mode))) for mode in MODES}
 
 
-class _Watched:
-    """What autograd keeps, by the layer that it is kept in."""
+class _SavedTensors:
+    """The tensors that autograd saves, by layer."""
 
     def __init__(self, unet: nn.Module) -> None:
         self._parameters = {each.untyped_storage()._cdata for each in (*unet.parameters(), *unet.buffers())}
-        self._held: list[Tensor] = []  # so that no other storage takes the place of one
+        self._held: list[Tensor] = []  # so that no storage is freed and its address used again
         self._bytes: dict[int, int] = {}
         self._in: dict[int, set[nn.Module | None]] = defaultdict(set)
         self._inputs: dict[nn.Module, set[int]] = defaultdict(set)
@@ -137,7 +137,7 @@ class _Watched:
             part.register_forward_pre_hook(self._enter, with_kwargs=True)
             part.register_forward_hook(self._leave)
 
-    def saving(self) -> torch.autograd.graph.saved_tensors_hooks:
+    def recording(self) -> torch.autograd.graph.saved_tensors_hooks:
         def keep(tensor: Tensor) -> Tensor:
             self._in[self._note(tensor)].add(self._now)
             return tensor
@@ -145,7 +145,7 @@ class _Watched:
         return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
 
     def activations(self, recomputed: set[nn.Module]) -> Activations:
-        """With these layers recomputed, which keep their inputs alone."""
+        """With these layers recomputed, of which only the inputs are kept."""
         kept = {storage for storage, layers in self._in.items() if layers - recomputed}
         kept |= {storage for part in recomputed for storage in self._inputs[part]}
         working: dict[nn.Module | None, int] = defaultdict(int)

@@ -54,7 +54,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Place:
+class Process:
     """The device and rank of this process, one of `world_size` processes that share every batch."""
 
     device: torch.device
@@ -65,16 +65,16 @@ class Place:
 class Stepper:
     """Model, optimizer and EMA of the weights; `step` updates them."""
 
-    def __init__(self, config: TrainConfig, task: Task, place: Place) -> None:
-        self.config, self.task, self.place = config, task, place
-        device = place.device
+    def __init__(self, config: TrainConfig, task: Task, process: Process) -> None:
+        self.config, self.task, self.process = config, task, process
+        device = process.device
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.kind: Kind = "cuda bf16" if self.autocast else "cuda fp32"
         if device.type == "cpu":
             self.kind = "cpu bf16" if self.autocast else "cpu fp32"
         self.alpha_bar = alpha_bars(config.beta_schedule).to(device)
         self.flops_per_sample = step_flops(on_meta(task.unet), self.shape(1), predict=task.predictor)
-        self.checkpointing, self.predicted = self._recomputed()
+        self.checkpointing, self.predicted = self._choose_checkpointing()
         checkpoint_activations(task.unet, self.checkpointing)
         _prepare(config, task, device, self.autocast)
         self.parameters = list(task.trainable.values())
@@ -83,42 +83,42 @@ class Stepper:
         self._embeddings_checked = False
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._wrapped: Any = task.unet
-        if place.world_size > 1:
+        if process.world_size > 1:
             self._wrapped = nn.parallel.DistributedDataParallel(
                 task.unet, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self.predict = task.predictor(self._wrapped)
 
     def step(self, number: int, batches: Sequence[ClipBatch]) -> Tensor:
-        """One step on this rank's parts of its batches; the mean loss of all ranks, on the device. A step that is not
-        finite is counted in `skipped` and changes nothing."""
+        """One step on this rank's parts of the batches; returns the mean loss of all ranks, on the device. A step with
+        a non-finite loss or gradient is counted in `skipped` and changes nothing."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, number)
-        total = torch.zeros((), device=self.place.device)
+        total = torch.zeros((), device=self.process.device)
         for part, batch in enumerate(batches):
             last = part == len(batches) - 1
-            with nullcontext() if last or self.place.world_size == 1 else self._wrapped.no_sync():
+            with nullcontext() if last or self.process.world_size == 1 else self._wrapped.no_sync():
                 loss = self._loss(batch, number * len(batches) + part) / len(batches)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        if self.place.world_size > 1:
+        if self.process.world_size > 1:
             torch.distributed.all_reduce(total)
-            total /= self.place.world_size
+            total /= self.process.world_size
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        broken = ~(torch.isfinite(norm) & torch.isfinite(total))
-        self.skipped += broken
+        nonfinite = ~(torch.isfinite(norm) & torch.isfinite(total))
+        self.skipped += nonfinite
         if self.config.optimizer == "adamw":
-            self.optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        elif not bool(broken):
+        elif not bool(nonfinite):
             self.optimizer.step()
         self._average(number)
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
     def errors(self, batch: ClipBatch, captions: Sequence[str] | None, eps_BCFhw: Tensor, t_B: Tensor) -> Tensor:
-        """Squared errors (B,) of the model as it is; `captions` stand in for the batch's own."""
-        device = self.place.device
+        """Squared errors (B,) of the model with its present weights; `captions` replace those of the batch."""
+        device = self.process.device
         z_0 = _to_device(batch.latents_BCFhw, device).float() * self.task.latent_scale
         text = self._text(batch, batch.captions if captions is None else captions)
         with self.precision():
@@ -134,7 +134,7 @@ class Stepper:
         if not self._embeddings_checked:
             check_embeddings(batch.captions[0], cached[0], self.task.text(batch.captions[:1])[0])
             self._embeddings_checked = True
-        states = _to_device(cached, self.place.device).float()
+        states = _to_device(cached, self.process.device).float()
         dropped = [i for i, (now, own) in enumerate(zip(captions, batch.captions, strict=True)) if now != own]
         if dropped:
             states = states.clone()
@@ -142,23 +142,23 @@ class Stepper:
         return states
 
     def precision(self) -> torch.autocast:
-        """Of what the model computes."""
-        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.autocast)
+        """The autocast of the forward pass."""
+        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.autocast)
 
     def shape(self, clips: int) -> Shape:
-        """Of that many clips, with their text."""
+        """The shape of a micro-batch of so many clips."""
         return Shape(clips, self.task.frames, *self.task.latent_size, *self.task.text([""]).shape[1:])
 
-    def _recomputed(self) -> tuple[Checkpointing, Memory]:
-        """What the config asks for, or the least that fits; with the memory that it takes."""
+    def _choose_checkpointing(self) -> tuple[Checkpointing, Memory]:
+        """The mode of the config, or for `auto` the one that recomputes least and fits; and its predicted memory."""
         config, task = self.config, self.task
-        shape = self.shape(config.batch_size // self.place.world_size)
+        shape = self.shape(config.batch_size // self.process.world_size)
         averages, moments = config.ema_decay is not None, 1 if config.optimizer == "adamw-8bit" else 4
 
         needed = memory(on_meta(task.unet), shape, averages, moments, self.kind, task.predictor)
         if config.activation_checkpointing != "auto":
             return config.activation_checkpointing, needed[config.activation_checkpointing]
-        room = _room(self.place.device)
+        room = _room(self.process.device)
         mode, found = least_that_fits(room, needed)
         if mode is None:
             log.warning(
@@ -169,8 +169,8 @@ class Stepper:
         return mode or "full", found
 
     def samples(self, batch_number: int, count: int) -> range:
-        """Numbers of this rank's samples in a batch of all ranks."""
-        first = batch_number * self.config.batch_size + self.place.rank * count
+        """Sample numbers of this rank's part of a batch."""
+        first = batch_number * self.config.batch_size + self.process.rank * count
         return range(first, first + count)
 
     def _loss(self, batch: ClipBatch, batch_number: int) -> Tensor:
@@ -181,7 +181,7 @@ class Stepper:
             config.caption_dropout, config.offset_noise, strata,
         )  # fmt: skip
         captions = ["" if drop else text for text, drop in zip(batch.captions, draws.drop_B.tolist(), strict=True)]
-        t_B = _to_device(draws.t_B, self.place.device)
+        t_B = _to_device(draws.t_B, self.process.device)
         errors = self.errors(batch, captions, draws.eps_BCFhw, t_B)
         return weighted_mean(errors, t_B, self.alpha_bar, config.min_snr_gamma, self.task.prediction)
 
@@ -190,22 +190,22 @@ class Stepper:
             decay = min(self.config.ema_decay, (1 + number) / (10 + number))
             torch._foreach_lerp_(self.ema, [parameter.detach() for parameter in self.parameters], 1 - decay)
 
-    def put(self, values: Sequence[Tensor]) -> None:
-        """Sets the trained parameters."""
+    def set_parameters(self, values: Sequence[Tensor]) -> None:
+        """Sets the trained parameters to `values`."""
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 parameter.copy_(value)
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for: on CUDA that needs pinned memory."""
+    """A copy on the device, from pinned memory on CUDA, so that the host does not wait for it."""
     if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that a training may take, on the CPU with what the process has already."""
+    """Bytes that a training may take; on the CPU, those that the process has already are part of it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
@@ -225,7 +225,7 @@ def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bo
         from components.motion.module import temporal_modules
 
         blocks = [part for part in task.unet.modules() if isinstance(part, (ResnetBlock2D, Transformer2DModel))]
-        # Blocks of a class share their code: each shape of them is a compilation of it.
+        # Blocks of one class share a code object, which is compiled once for each shape.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for block in (*blocks, *temporal_modules(task.unet).values()):
             block.compile(dynamic=False)

@@ -24,11 +24,11 @@ from infra.runtime import quiet_environment, ray_session
 from infra.workers import messages
 from infra.workers.messages import Inbox
 
-LOOK_SECONDS = 0.2
-REACH_SECONDS = 10
-# Set where the user has not. Ray's own defaults: looks every 2 s; workers move into a folder of Ray's, which breaks
-# every relative path; and the processes of a group that has lost one wait 30 s for it to say goodbye.
-SETTINGS = {
+POLL_SECONDS = 0.2
+CONNECT_TIMEOUT_SECONDS = 10
+# Set unless the user has set them. Ray's defaults: a health check every 2 s; workers change into a folder of Ray's,
+# which breaks relative paths; and the process group of a lost worker takes 30 s to shut down.
+RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -36,20 +36,20 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
 }
-LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|process group", re.IGNORECASE)
+LOST_WORKER = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|process group", re.IGNORECASE)
 log = get_logger("infra")
 
 
 @dataclass(frozen=True)
 class Listener:
-    """What the driver does meanwhile."""
+    """Callbacks of the driver while the workers run."""
 
     on_message: Callable[[str], None] = lambda line: None
-    """Gets each line that a worker tells."""
-    stop: Callable[[], str | None] = lambda: None
-    """Why the workers should stop, once they should."""
+    """Gets each line that a worker sends."""
+    stop_reason: Callable[[], str | None] = lambda: None
+    """Polled: a reason asks the workers to stop."""
     progress: Callable[[], object] = lambda: None
-    """Something that changes when work is saved: failures count from there."""
+    """A value that changes whenever a checkpoint is saved; failures are counted from the last change."""
 
 
 def run_on_workers(
@@ -60,15 +60,15 @@ def run_on_workers(
     listener: Listener | None = None,
     attempts: int = 3,
 ) -> None:
-    """Runs `work` on every worker until all are done, one CPU or GPU each (`gpus` None: GPUs where Ray has any), inside
-    a `session`.
+    """Runs `work` on every worker and waits for all of them; call it inside a `session`. Each worker has a GPU, or
+    CPUs; with `gpus=None` GPUs if Ray has any.
 
-    When a worker dies all of them start again, at most `attempts` times without progress in between: work that goes on
-    from what it saved loses little.
+    When a worker dies all workers are restarted, at most `attempts` times without progress in between. `work` should
+    resume from its last checkpoint.
 
     Raises:
-        AnimateflowError: what the work raised on a worker, as it is.
-        UserError: Ray has fewer CPUs or GPUs than workers are asked for.
+        AnimateflowError: raised by `work` on a worker.
+        UserError: Ray has fewer CPUs or GPUs than workers.
         WorkError: workers keep dying.
     """
     listener, failures = listener or Listener(), 0
@@ -79,15 +79,15 @@ def run_on_workers(
     try:
         while True:
             before = listener.progress()
-            error = _fit(_trainer(work, folder, workers, on_gpus, cpus), folder, inbox, listener)
+            error = _wait_for(_trainer(work, folder, workers, on_gpus, cpus), folder, inbox, listener)
             if error is None:
                 return
             failures = failures + 1 if listener.progress() == before else 1
-            if meaning := _meaning(error):
-                raise meaning from (None if isinstance(meaning, AnimateflowError) else error)
+            if cause := _error_to_raise(error):
+                raise cause from (None if isinstance(cause, AnimateflowError) else error)
             if failures > attempts:
                 raise _keeps_dying(failures, error)
-            log.warning("A worker died (%s); all go on from what is saved.", _last_line(error))
+            log.warning("A worker died (%s); all workers restart from the last checkpoint.", _last_line(error))
     finally:
         messages.remove_mailbox(folder)
 
@@ -99,11 +99,11 @@ def session(workers: int, address: str | None = None) -> Iterator[None]:
     Raises:
         UserError: there is no cluster at `address`.
     """
-    for name, value in SETTINGS.items():
+    for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     with ExitStack() as stack:
         try:
-            _reach(address)
+            _check_address(address)
             stack.enter_context(ray_session(address, max(workers, os.cpu_count() or 1), log_to_driver=False))
         except (OSError, ValueError) as error:
             raise UserError(
@@ -114,30 +114,35 @@ def session(workers: int, address: str | None = None) -> Iterator[None]:
         yield
 
 
-def _reach(address: str | None) -> None:
-    """Fails at once where nobody listens at HOST:PORT; Ray asks for minutes."""
+def _check_address(address: str | None) -> None:
+    """Connects to HOST:PORT once: Ray would retry for minutes.
+
+    Raises:
+        OSError: nothing listens there.
+        ValueError: the port is not a number.
+    """
     host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
     if colon:
-        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
 
 
 def _resources(workers: int, gpus: bool | None) -> tuple[bool, int]:
-    """Whether workers have a GPU each, and how many CPUs each has."""
+    """Whether each worker has a GPU, and its number of CPUs."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     on_gpus = resources.get("GPU", 0) >= 1 if gpus is None else gpus
     kind = "GPU" if on_gpus else "CPU"
-    there = int(resources.get(kind, 0))
-    if there < workers:
+    count = int(resources.get(kind, 0))
+    if count < workers:
         raise UserError(
-            f"{workers} workers need a {kind} each, and Ray has {there}.",
+            f"{workers} workers need a {kind} each, and Ray has {count}.",
             "Workers that share one would only wait for each other.",
-            f"Set --workers to {max(1, there)} or less, or name a larger cluster with --ray-address.",
+            f"Set --workers to {max(1, count)} or less, or name a larger cluster with --ray-address.",
         )
     if on_gpus:
         return True, 1
-    # As many CPUs each as all the nodes can give; Ray sets OMP_NUM_THREADS to that.
+    # The most CPUs a worker that fit on the nodes; Ray sets OMP_NUM_THREADS to it.
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [int(node["Resources"].get("CPU", 0)) for node in found if node["Alive"]]
     room = [each for each in range(1, max(nodes) + 1) if sum(cpus // each for cpus in nodes) >= workers]
@@ -149,8 +154,8 @@ def _trainer(work: Callable[[], None], folder: Path, workers: int, gpus: bool, c
     from ray import cloudpickle
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    api: Any = ray.train  # its types are those of the API before the present one
-    # As bytes, so that what cannot be unpickled there (an input that is not on that machine) is the work's own error.
+    api: Any = ray.train  # its type stubs describe Ray Train's older API
+    # As bytes: an error of unpickling (an input that is not on that machine) is then raised by the work itself.
     pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
     here = Path.cwd()
 
@@ -189,10 +194,10 @@ def _on_worker(pickled: bytes, folder: Path, here: Path) -> None:
     pickle.loads(pickled)()
 
 
-def _fit(trainer: Any, folder: Path, inbox: Inbox, listener: Listener) -> Exception | None:
-    """Waits for the workers; their error, or None.
+def _wait_for(trainer: Any, folder: Path, inbox: Inbox, listener: Listener) -> Exception | None:
+    """Waits for the workers, delivers their messages and requests their stop; returns their error, or None.
 
-    Ray Train waits in a thread of its own: in the main one it would take over Ctrl-C, for good, to abort the run.
+    Ray Train runs in a thread: in the main thread it would replace the handler of Ctrl-C for good, to abort the run.
     """
     ended: list[Exception | None] = []
 
@@ -200,22 +205,22 @@ def _fit(trainer: Any, folder: Path, inbox: Inbox, listener: Listener) -> Except
         try:
             trainer.fit()
             ended.append(None)
-        except Exception as error:  # noqa: BLE001  it is looked at in the other thread
+        except Exception as error:  # noqa: BLE001  returned to the main thread
             ended.append(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(LOOK_SECONDS)
+        thread.join(POLL_SECONDS)
         inbox.deliver(listener.on_message)
-        if reason := listener.stop():
+        if reason := listener.stop_reason():
             messages.request_stop(folder, reason)
     inbox.deliver(listener.on_message)
-    return ended[0] if ended else RuntimeError("Ray Train ended without a word.")
+    return ended[0] if ended else RuntimeError("Ray Train ended without a result.")
 
 
-def _meaning(error: Exception) -> Exception | None:
-    """What is wrong, where starting again would not help; None where a worker is gone."""
+def _error_to_raise(error: Exception) -> Exception | None:
+    """The error that a restart would not help; None if a worker was lost."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     causes = [failures[rank] for rank in sorted(failures)]
     for cause in causes:
@@ -223,32 +228,32 @@ def _meaning(error: Exception) -> Exception | None:
             return cause
     not_started = getattr(error, "controller_failure", None)
     if not_started is not None:
-        if _is_loss(not_started) and "Timeout" not in type(not_started).__name__:
+        if _is_lost_worker(not_started) and "Timeout" not in type(not_started).__name__:
             return None
         return WorkError(
             f"Ray Train could not start the workers: {_last_line(error)}",
-            "The cluster is busy, or its nodes come and go. What is saved is kept.",
+            "The cluster is busy, or its nodes come and go. The last checkpoint is kept.",
             "Look at the cluster with `ray status`, and run the same command again.",
         )
     if not causes:
         return error
-    return next((cause for cause in causes if not _is_loss(cause)), None)
+    return next((cause for cause in causes if not _is_lost_worker(cause)), None)
 
 
-def _is_loss(cause: Exception) -> bool:
-    """Whether a worker is gone, or misses another one."""
+def _is_lost_worker(cause: Exception) -> bool:
+    """Whether a worker died, or lost its connection to another one."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError
 
     return isinstance(cause, (RayError, RayTrainError)) or (
-        isinstance(cause, RuntimeError) and LOST.search(str(cause)) is not None
+        isinstance(cause, RuntimeError) and LOST_WORKER.search(str(cause)) is not None
     )
 
 
 def _keeps_dying(failures: int, error: Exception) -> WorkError:
     return WorkError(
         f"Workers died {failures} times without progress: {_last_line(error)}",
-        "A machine may lack memory, or something kills its processes. What is saved is kept.",
+        "A machine may lack memory, or something kills its processes. The last checkpoint is kept.",
         "Run the same command again to resume; with fewer --workers on a machine, each has more memory.",
     )
 

@@ -44,7 +44,7 @@ class Writer:
         self._error: AnimateflowError | None = None
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
-        """Copies everything at once, and writes the copy in the background.
+        """Copies everything now, and writes the copy in the background.
 
         Raises:
             UserError: the checkpoint before this one could not be written.
@@ -66,7 +66,7 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last one is on disk.
+        """Waits until the last one is on disk.
 
         Raises:
             UserError: it could not be written.
@@ -90,15 +90,15 @@ def save(
     """
     target = folder / f"step-{step:08d}"
     try:
-        shutil.rmtree(target, ignore_errors=True)  # an unsealed one of a run that died while writing
+        shutil.rmtree(target, ignore_errors=True)  # an incomplete one of a run that died while writing
         target.mkdir(parents=True)
         for group, named in tensors.items():
             save_file(dict(named), target / f"{group}.safetensors")
-            _to_disk(target / f"{group}.safetensors")
+            _fsync(target / f"{group}.safetensors")
         write_json(target / STATE, state)
         files = sorted(path for path in target.iterdir())
         write_json(target / MANIFEST, {"step": step, "files": {path.name: sha256_file(path) for path in files}})
-        _to_disk(folder)
+        _fsync(folder)
         if not verify(target):
             raise OSError("it does not read back as it was written")
     except (OSError, SafetensorError) as error:
@@ -108,24 +108,24 @@ def save(
             "The one before it is kept.",
             "Free some space, and run the same command again.",
         ) from None
-    sealed = _sealed(folder)
-    losses = {path: _held_out_loss(path) for path in sealed}
+    complete = _complete(folder)
+    losses = {path: _held_out_loss(path) for path in complete}
     best = min(
-        (path for path in sealed if losses[path] is not None), key=lambda path: losses[path] or 0.0, default=None
+        (path for path in complete if losses[path] is not None), key=lambda path: losses[path] or 0.0, default=None
     )
-    for old in sealed[:-keep]:
+    for old in complete[:-keep]:
         if old != best:
             shutil.rmtree(old)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None when there is none. A damaged or unfinished one is passed over with a
-    warning."""
+    """The newest checkpoint that verifies; None when there is none. Damaged and incomplete ones are skipped
+    with a warning."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if re.fullmatch(r"step-\d+", path.name) and not (path / MANIFEST).is_file():
                 log.warning("The checkpoint %s is incomplete and is skipped.", path.name)
-    for path in reversed(_sealed(folder)):
+    for path in reversed(_complete(folder)):
         if verify(path):
             groups = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
             return Checkpoint(groups, json.loads((path / STATE).read_text(encoding="utf-8")))
@@ -150,7 +150,7 @@ def _held_out_loss(path: Path) -> float | None:
     return float(loss) if loss is not None else None
 
 
-def _sealed(folder: Path) -> list[Path]:
+def _complete(folder: Path) -> list[Path]:
     """Folders with a manifest, oldest first."""
     if not folder.is_dir():
         return []
@@ -158,7 +158,7 @@ def _sealed(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from infra.errors import WorkError
 from infra.logs import get_logger
 
-DEAD_AFTER = 10
-DIVERGED = 5.0  # times the lowest point of the curve so far, and above 1.5: predicting nothing is 1
+UPDATE_CHECK_STEP = 10
+DIVERGED = 5.0  # times the lowest point of the loss curve, and above 1.5: predicting zeros gives 1
 log = get_logger("components")
 
 
@@ -48,8 +48,8 @@ def check_divergence(step: int, curve: Sequence[tuple[int, float]]) -> None:
         )
 
 
-class DeadStage:
-    """Remembers the parameters as they were before the first step."""
+class UpdateCheck:
+    """Checks that training changes the parameters; made before the first step, called after `UPDATE_CHECK_STEP`."""
 
     def __init__(self, title: str, parameters: Sequence[nn.Parameter]) -> None:
         self._title, self._parameters = title, parameters
@@ -62,7 +62,7 @@ class DeadStage:
         """
         if all(bool(old == new) for old, new in zip(self._before, self._norms(), strict=True)):
             raise WorkError(
-                f"After {DEAD_AFTER} steps no parameter of the {self._title} has changed.",
+                f"After {UPDATE_CHECK_STEP} steps no parameter of the {self._title} has changed.",
                 "Nothing is learned: the learning rate is too small, or no gradient arrives.",
                 "Raise train.learning_rate or shorten train.warmup_steps.",
             )

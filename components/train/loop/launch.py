@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.train.report.log import StepReport, stop_signals
+from components.train.loop.stop_signals import stop_signals
+from components.train.report.log import StepReport
 from infra import logs
 from infra.errors import UserError
 from infra.workers import messages, workers
@@ -69,7 +70,7 @@ class OnWorkers:
         ):
             listener = workers.Listener(
                 on_message=lambda line: bar(StepReport(**json.loads(line))),
-                stop=lambda: stop.name,
+                stop_reason=lambda: stop.name,
                 progress=lambda: sorted(path.parent.name for path in checkpoints.glob("step-*/manifest.json")),
             )
             work = partial(_work, job.work, job.folder)
@@ -85,7 +86,7 @@ def _work(work: Callable[[OnStep], None], folder: Path) -> None:
     work(lambda report: messages.send(folder, json.dumps(asdict(report))))
 
 
-def check_share(batch_size: int, launch: Launch) -> None:
+def check_batch_size(batch_size: int, launch: Launch) -> None:
     """
     Raises:
         UserError: the workers cannot share a batch evenly.
@@ -118,7 +119,7 @@ class ProgressBar:
     def __call__(self, report: StepReport) -> None:
         if self._bar is None:
             self._bar = logs.progress(report.steps, self._title, "step", report.step - 1)
-        if report.loss == report.loss:  # between two looks at the device there is none
+        if report.loss == report.loss:  # NaN between two reads from the device
             self._losses.append(report.loss)
         if report.peak_gib is not None:
             self._figures = {"memory": f"{report.peak_gib:.1f} of {report.predicted_gib:.1f} GiB"}
@@ -132,6 +133,6 @@ class ProgressBar:
         if self._losses:
             figures = {"loss": f"{sum(self._losses) / len(self._losses):.4f}", **figures}
         self._bar.set_postfix(figures, refresh=False)
-        self._bar.update(report.step - self._bar.n)  # less than nothing after workers started again
+        self._bar.update(report.step - self._bar.n)  # negative after workers were restarted
         if self._on_step is not None:
             self._on_step(report)

@@ -25,10 +25,10 @@ class Progress:
     held_out: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     shuffle_gaps: list[tuple[int, float]] = field(default_factory=list)
     held_out_loss: float | None = None
-    """Mean of the last measurement, if that was of this very step."""
+    """Mean over the bands, if it was measured at this step."""
 
     def smooth_loss(self) -> float:
-        """Of the steps since the last point of the curve."""
+        """Mean loss of the steps since the last point of the curve."""
         recent = self.window or [loss for _, loss in self.losses[-1:]]
         return sum(recent) / len(recent) if recent else math.nan
 
@@ -52,8 +52,8 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
     found = checkpoints.newest(folder)
     if found is None:
         return Progress()
-    names, device = list(stepper.task.trainable), stepper.place.device
-    stepper.put([found.tensors["weights"][name] for name in names])
+    names, device = list(stepper.task.trainable), stepper.process.device
+    stepper.set_parameters([found.tensors["weights"][name] for name in names])
     for key, value in found.tensors["optimizer"].items():
         kind, name = key.split(":", 1)
         stepper.optimizer.state[stepper.task.trainable[name]][kind] = value.to(device)

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from components.train.batch import BatchSource, ClipBatch
 from components.train.config import TrainConfig, learning_rate_at
-from components.train.distributed import alone, any_of_all, check_same, place_of, wait_for_all
+from components.train.distributed import any_rank, barrier, check_same_step, this_process, without_ddp
 from components.train.loop import checkpoints, health_checks
 from components.train.loop import state as train_state
+from components.train.loop.stop_signals import StopRequest, stop_signals
 from components.train.report.held_out import averaged_weights, measure
-from components.train.report.log import Curves, StepReport, StopRequest, plot_loss, stop_signals
+from components.train.report.log import Curves, StepReport, plot_loss
 from components.train.report.meter import Meter
 from components.train.report.samples import Samples
 from components.train.step import Stepper, Task
@@ -87,7 +88,7 @@ def _out_of_memory(config: TrainConfig, task: Task) -> WorkError:
     return WorkError(
         f"Out of memory while training the {task.title}: batch_size={config.batch_size}, frames={task.frames}, latents "
         f"of {width}x{height}, activation_checkpointing={config.activation_checkpointing}.",
-        f"{memory_of(place_of(config.device).device)} now. The last checkpoint is kept.",
+        f"{memory_of(this_process(config.device).device)} now. The last checkpoint is kept.",
         advice,
     )
 
@@ -97,10 +98,10 @@ class _Run:
         self, config: TrainConfig, task: Task, source: BatchSource, folder: Path, on_step: Callable[[StepReport], None]
     ) -> None:
         self.config, self.task, self.source, self.folder = config, task, source, folder
-        self.place = place_of(config.device)
-        self.first_rank = self.place.rank == 0
+        self.process = this_process(config.device)
+        self.first_rank = self.process.rank == 0
         self.on_step = on_step if self.first_rank else lambda report: None
-        self.stepper = Stepper(config, task, self.place)
+        self.stepper = Stepper(config, task, self.process)
         self.progress = train_state.Progress()
         measured = config.held_out_clips if self.first_rank else 0
         self.held_out = source.held_out(measured, task.frames) if measured else None
@@ -109,9 +110,9 @@ class _Run:
         self.pending: list[Tensor] = []
         self.curves: Curves | None = None
         self.pictures: list[Path] = []
-        self.paused = 0.0  # seconds of measuring and drawing, which are no training
-        # On CUDA a look at a number waits for the device; on the CPU it costs nothing.
-        self.look_every = config.log_every_steps if self.place.device.type == "cuda" else 1
+        self.untimed_seconds = 0.0  # spent on held-out losses and samples
+        # Steps between two reads from the device: on CUDA a read waits for the device, on the CPU it is free.
+        self.sync_every = config.log_every_steps if self.process.device.type == "cuda" else 1
 
     def _samples(self) -> Samples | None:
         prompts = self.config.sample_prompts
@@ -126,8 +127,8 @@ class _Run:
         first = self.progress.step
         if first:
             log.info("%s resumes from step %d of %d.", self.task.title, first, self.config.steps)
-        check_same(first, self.place)
-        alive = health_checks.DeadStage(self.task.title, self.stepper.parameters) if first == 0 else None
+        check_same_step(first, self.process)
+        update_check = health_checks.UpdateCheck(self.task.title, self.stepper.parameters) if first == 0 else None
         parts = self.config.gradient_accumulation
         self.meter = Meter(self.stepper)
         self.curves = Curves(self.folder / "logs", first, self.config, self.task.title) if self.first_rank else None
@@ -137,22 +138,22 @@ class _Run:
                 self._draw()
             batches = self.source.batches(
                 self.config.batch_size, self.task.frames, self.config.seed, first * parts,
-                self.place.rank, self.place.world_size,
+                self.process.rank, self.process.world_size,
             )  # fmt: skip
-            started, self.paused, waited = time.monotonic(), 0.0, 0.0
+            started, self.untimed_seconds, waited = time.monotonic(), 0.0, 0.0
             while self.progress.step < self.config.steps:
                 asked = time.monotonic()
                 taken = [next(batches) for _ in range(parts)]
                 waited += time.monotonic() - asked
-                with self.meter.watching() if self.progress.step == first else nullcontext():
+                with self.meter.recording() if self.progress.step == first else nullcontext():
                     self._step(taken)
                 self._report(first, time.monotonic() - started, waited)
-                if alive is not None and self.progress.step == health_checks.DEAD_AFTER:
-                    self._look()
-                    if self.progress.skipped < health_checks.DEAD_AFTER:
-                        alive.check()
+                if update_check is not None and self.progress.step == health_checks.UPDATE_CHECK_STEP:
+                    self._sync()
+                    if self.progress.skipped < health_checks.UPDATE_CHECK_STEP:
+                        update_check.check()
                 self._save_or_stop(stop)
-        seconds = time.monotonic() - started - self.paused
+        seconds = time.monotonic() - started - self.untimed_seconds
         self.writer.wait()
         return self._result((self.config.steps - first) * parts * self.config.batch_size, seconds)
 
@@ -160,10 +161,10 @@ class _Run:
         self.pending.append(self.stepper.step(self.progress.step, batches))
         self.progress.step += 1
         self.progress.held_out_loss = None
-        if self.progress.step % self.look_every == 0 or self.progress.step == self.config.steps:
-            self._look()
+        if self.progress.step % self.sync_every == 0 or self.progress.step == self.config.steps:
+            self._sync()
 
-    def _look(self) -> None:
+    def _sync(self) -> None:
         """Reads losses and counters from the device, accumulated since the last read."""
         if not self.pending:
             return
@@ -178,7 +179,7 @@ class _Run:
         """Writes the curves, measures and draws samples when due, and reports the step."""
         step, state, config = self.progress.step, self.progress, self.config
         last = step == config.steps
-        trained = max(1e-9, elapsed - self.paused)
+        trained = max(1e-9, elapsed - self.untimed_seconds)
         rate = (step - first) * config.batch_size * config.gradient_accumulation / trained
         logs = step % config.log_every_steps == 0 or last
         loss = state.window[-1] if state.window else math.nan
@@ -208,18 +209,19 @@ class _Run:
         self.on_step(StepReport(step, config.steps, loss, held_out, rate, wait, mfu, peak, predicted, pictures))
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _untimed(self) -> Iterator[None]:
         """Work of rank 0 alone; its time does not count as training."""
         began = time.monotonic()
         # Compiled blocks run eagerly here: other batch sizes and frame counts would each be compiled anew.
-        with alone(self.stepper), torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+        with without_ddp(self.stepper), eager:
             yield
-        self.paused += time.monotonic() - began
+        self.untimed_seconds += time.monotonic() - began
 
     def _measure(self) -> float | None:
         if self.held_out is None:
             return None
-        with self._aside():
+        with self._untimed():
             found = measure(self.stepper, self.held_out)
         step, state = self.progress.step, self.progress
         state.held_out.append((step, found.saved))
@@ -231,7 +233,7 @@ class _Run:
             state.shuffle_gaps.append((step, found.shuffle_gap))
             values["held_out/frame_shuffle_gap"] = found.shuffle_gap
         self._write(step, values)
-        with self._aside():
+        with self._untimed():
             self._plot()
         self.pictures.append(self.folder / "loss.png")
         return found.mean
@@ -242,7 +244,7 @@ class _Run:
 
     def _draw(self) -> None:
         if self.samples is not None:
-            with self._aside(), averaged_weights(self.stepper):
+            with self._untimed(), averaged_weights(self.stepper):
                 self.pictures.append(self.samples.make(self.progress.step))
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
@@ -253,14 +255,14 @@ class _Run:
         step = self.progress.step
         if step == self.config.steps:
             return
-        looked = step % self.look_every == 0 or self.place.world_size == 1
-        stops = looked and any_of_all(bool(stop.name or stop_requested(self.folder)), self.place)
+        synced = step % self.sync_every == 0 or self.process.world_size == 1
+        stops = synced and any_rank(bool(stop.name or stop_requested(self.folder)), self.process)
         if self.first_rank and (stops or step % self.config.checkpoint_every_steps == 0):
-            self._look()
+            self._sync()
             train_state.save(self.writer, self.stepper, self.progress)
         if stops:
             self.writer.wait()
-            wait_for_all(self.place)  # the first error of a rank ends them all
+            barrier(self.process)  # the first error of a rank ends them all
             reason = stop.name or stop_requested(self.folder) or "another worker was"
             raise TrainingStoppedError(
                 f"{self.task.title} stopped at step {step} of {self.config.steps} ({reason}).",

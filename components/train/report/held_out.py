@@ -1,7 +1,7 @@
 """The held-out loss, by timestep band, on clips that training never draws, always with the same noise.
 
 The plain loss says little about motion: a clip whose frames are shuffled has the same pictures. The *frame-shuffle gap*
-is how much better the model predicts frames in their order than out of it; a model that has learnt no motion has none.
+is how much better the model predicts frames in their order than out of it; it is zero for a model without motion.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Measured:
-    """Losses of one measurement. `averaged` is of the averaged weights, where there are any; `shuffle_gap` is of the
-    weights that would be saved, None for single frames."""
+    """Held-out losses by timestep band: `bands` of the trained weights, `averaged` of their EMA, if there is one.
+    `shuffle_gap` is that of the weights that are saved; None for single frames."""
 
     bands: dict[str, float]
     averaged: dict[str, float] | None
@@ -32,18 +32,18 @@ class Measured:
 
     @property
     def saved(self) -> dict[str, float]:
-        """Of the weights that would be saved."""
+        """Losses of the weights that are saved."""
         return self.bands if self.averaged is None else self.averaged
 
     @property
     def mean(self) -> float:
-        """Of the bands, of the weights that would be saved."""
+        """Mean of `saved` over the bands."""
         return sum(self.saved.values()) / len(self.saved)
 
 
 @torch.no_grad()
 def measure(stepper: Stepper, clips: ClipBatch) -> Measured:
-    """Leaves weights and optimizer as they are."""
+    """Measures the losses of `clips`; weights and optimizer are unchanged afterwards."""
     bands = _bands(stepper, clips)
     with averaged_weights(stepper):
         return _measure_saved(stepper, clips, bands)
@@ -51,16 +51,16 @@ def measure(stepper: Stepper, clips: ClipBatch) -> Measured:
 
 @contextmanager
 def averaged_weights(stepper: Stepper) -> Iterator[None]:
-    """The model has the weights that would be saved: the averaged ones, where there are any."""
+    """Inside the block the model has the weights that are saved: their EMA, if there is one."""
     if stepper.ema is None:
         yield
         return
     live = [parameter.detach().clone() for parameter in stepper.parameters]
-    stepper.put(stepper.ema)
+    stepper.set_parameters(stepper.ema)
     try:
         yield
     finally:
-        stepper.put(live)
+        stepper.set_parameters(live)
 
 
 def _measure_saved(stepper: Stepper, clips: ClipBatch, bands: dict[str, float]) -> Measured:
@@ -83,7 +83,7 @@ def _bands(stepper: Stepper, clips: ClipBatch) -> dict[str, float]:
         errors = []
         for i in range(0, count, size):
             part = ClipBatch(clips.latents_BCFhw[i : i + size], clips.captions[i : i + size], [])
-            t_B = torch.full((len(part.captions),), band * width + width // 2, device=stepper.place.device)
+            t_B = torch.full((len(part.captions),), band * width + width // 2, device=stepper.process.device)
             errors.append(stepper.errors(part, None, eps[i : i + size], t_B))
         found[f"t {band * width}-{(band + 1) * width - 1}"] = torch.cat(errors).mean().item()
     return found

@@ -1,4 +1,4 @@
-"""What a training reports: curves, one report a step, loss.png; and the request to stop it."""
+"""What a training reports: curves, one report a step, loss.png."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import importlib
 import os
 import re
 import secrets
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol
 
 from components.train.config import TrainConfig
 from infra.errors import UserError
-from infra.logs import get_logger
-
-log = get_logger("components")
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class StepReport:
     data_wait_share: float
     """Share of the time, 0..1, that steps waited for their batches."""
     mfu: float | None = None
-    """Model FLOPs utilisation, 0..1; None between two points of the curve, and where nothing fair can be said."""
+    """Model FLOPs utilisation, 0..1; None between two points of the curve, and if matrix products have several dtypes."""
     peak_gib: float | None = None
     predicted_gib: float | None = None
     pictures: Sequence[str] = ()
@@ -42,8 +36,8 @@ class StepReport:
 
 
 class Curves:
-    """The curves of a run: TensorBoard's event file, which a resumed run continues from its step, and whatever trackers
-    the config names.
+    """The curves of a run, in TensorBoard's event file and in the trackers of the config. A resumed run continues them
+    from its step.
 
     Raises:
         UserError: the package of a tracker is not installed.
@@ -132,45 +126,11 @@ def _package(name: str) -> Any:
 
 
 def _id_of(folder: Path) -> str:
-    """The same for the same run after it was stopped."""
+    """The run's id, the same after it is resumed."""
     kept = folder / "wandb-id"
     if not kept.is_file():
         kept.write_text(secrets.token_hex(8), encoding="utf-8")
     return kept.read_text(encoding="utf-8")
-
-
-@dataclass
-class StopRequest:
-    """Whether a signal asked the run to stop, and its name."""
-
-    name: str | None = None
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM inside the block into a request; a second one acts as usual.
-
-    Outside the main thread signals cannot be caught, and the block changes nothing.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        request.name = signal.Signals(number).name
-        log.warning("%s: finishing this step and saving.", request.name)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def plot_loss(

@@ -18,31 +18,31 @@ MATMULS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolutio
 
 
 class Meter:
-    """Of one training; it begins with its first step."""
+    """Measures one training, from its first step on."""
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
-        self._device = stepper.place.device
+        self._device = stepper.process.device
         self._dtypes: set[torch.dtype] = set()
         self._rate: float | None = None
         self.predicted_gib = stepper.predicted.total / GIB
-        forget_peak(self._device)
+        reset_peak(self._device)
 
-    def watching(self) -> AbstractContextManager[Any]:
-        """Notes the types that the matrix products of the block are computed in."""
+    def recording(self) -> AbstractContextManager[Any]:
+        """Records the dtypes of the matrix products inside the block."""
         return _MatmulDtypes(self._dtypes)
 
     def mfu(self, samples_per_second: float) -> float | None:
-        """Model FLOPs utilisation: what the step must compute, recomputation apart, of what large matrix products of
-        the same type reach on this device. None where the products are not all of one type."""
+        """Model FLOPs utilisation, 0..1: FLOPs of the step without recomputation, over those that large matrix products
+        of the same dtype reach on this device. None if the matrix products have several dtypes."""
         if len(self._dtypes) != 1 or not self._stepper.flops_per_sample:
             return None
         if self._rate is None:
             self._rate = matmul_rate(self._device, next(iter(self._dtypes)))
-        return samples_per_second * self._stepper.flops_per_sample / self._stepper.place.world_size / self._rate
+        return samples_per_second * self._stepper.flops_per_sample / self._stepper.process.world_size / self._rate
 
     def peak_gib(self) -> float:
-        """Of the device since this was made."""
+        """Peak memory of the device since the start."""
         return peak_gib(self._device)
 
 
@@ -72,19 +72,20 @@ class _MatmulDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_gib(device: torch.device) -> float:
-    """Since `forget_peak`: what tensors took on CUDA, the whole process on the CPU."""
+    """Peak memory since `reset_peak`: of tensors on CUDA, of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / GIB
     return _peak_of_process() / GIB
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """`peak_gib` counts from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
-    except OSError:  # another system, or not ours to write: the peak is then of the whole life of the process
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the resident memory of now
+    except OSError:  # not Linux, or not writable: the peak then counts from the start of the process
         return
 
 

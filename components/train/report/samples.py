@@ -59,7 +59,7 @@ class Samples:
         for index, prompt in enumerate(self._prompts):
             generator = torch.Generator().manual_seed(SEED + index)
             shape = (1, 4, task.frames, *task.latent_size)
-            noise = torch.randn(shape, generator=generator).to(self._stepper.place.device)
+            noise = torch.randn(shape, generator=generator).to(self._stepper.process.device)
             with self._stepper.precision():
                 clips.append(task.draw(prompt, noise))
         self._folder.mkdir(parents=True, exist_ok=True)

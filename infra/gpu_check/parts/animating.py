@@ -17,7 +17,7 @@ from components.base.model import BaseModel
 from components.bench.models import SIZES, random_pipeline
 from components.motion.files import save_motion_module
 from components.motion.module import MotionModuleConfig, config_metadata, fresh_motion_adapter
-from components.train.report.meter import forget_peak, peak_gib
+from components.train.report.meter import peak_gib, reset_peak
 from infra.gpu_check.context import Context
 from infra.gpu_check.parts.basics import synchronize
 from infra.gpu_check.rows import Row
@@ -96,7 +96,7 @@ def models(context: Context) -> tuple[StableDiffusionPipeline, MotionAdapter, di
 def _timed(context: Context, animate: Callable[[int], object]) -> tuple[float, float]:
     """Seconds of the whole number of steps after a start of one, and its peak memory in GiB."""
     animate(1)
-    forget_peak(context.device)
+    reset_peak(context.device)
     synchronize(context.device)
     began = time.perf_counter()
     animate(context.sizes.animation_steps)

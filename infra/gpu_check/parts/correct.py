@@ -16,7 +16,7 @@ from components.motion import layers
 from components.train.config import TrainConfig
 from components.train.loop import trainer
 from components.train.report.log import StepReport
-from components.train.step import Place, Stepper
+from components.train.step import Process, Stepper
 from infra.gpu_check.context import Context
 from infra.gpu_check.rows import Row, at_most
 from infra.workers import messages
@@ -115,7 +115,7 @@ def _trained(
     _, task, source = task_for(case, device)
     start = [parameter.detach().to("cpu", copy=True) for parameter in task.trainable.values()]
     config = config_of(case, device).replace(steps=steps, **changes)
-    stepper = Stepper(config, task, Place(device))
+    stepper = Stepper(config, task, Process(device))
     batches = source.batches(case.clips, task.frames, config.seed)
     losses = [float(stepper.step(number, [next(batches)])) for number in range(steps)]
     return losses, [parameter.detach().cpu() for parameter in task.trainable.values()], start

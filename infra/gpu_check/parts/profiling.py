@@ -11,7 +11,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from components.bench.models import config_of, task_for
-from components.train.step import Place, Stepper
+from components.train.step import Process, Stepper
 from infra.gpu_check.context import Context
 from infra.gpu_check.parts import animating
 from infra.gpu_check.parts.basics import synchronize
@@ -25,7 +25,7 @@ SHOWN, KEPT = 5, 25
 def training(context: Context, clips: int) -> Iterator[Row]:
     case = case_of(context, "motion-module", clips)
     _, task, source = task_for(case, context.device)
-    stepper = Stepper(config_of(case, context.device), task, Place(context.device))
+    stepper = Stepper(config_of(case, context.device), task, Process(context.device))
     batches = source.batches(case.clips, task.frames, 0)
     yield from _profiled(context, f"step of {clips} clips", lambda: stepper.step(0, [next(batches)]))
 

@@ -30,7 +30,7 @@ from components.train.estimate import GIB, Memory, least_that_fits
 from components.train.loop.trainer import train
 from components.train.report.log import StepReport
 from components.train.report.meter import Meter, matmul_rate
-from components.train.step import Place, Stepper
+from components.train.step import Process, Stepper
 from infra.artifacts import artifacts
 from infra.errors import UserError, WorkError
 from tests.components.conftest import CACHE_INPUT, CAPTIONS, DrawnClips
@@ -95,7 +95,7 @@ def test_a_run_is_held_against_its_device(
 def stepper_of(base: BaseModel, clips: DrawnClips, config: TrainConfig) -> Stepper:
     pipeline, stage = load_base(base), DomainAdapterTraining(train=config, rank=2)
     task = stage.task(pipeline, pipeline.unet, stage.set_trainable(pipeline.unet), clips.latent_size)
-    return Stepper(config, task, Place(torch.device("cpu")))
+    return Stepper(config, task, Process(torch.device("cpu")))
 
 
 def test_nothing_is_said_of_utilisation_where_types_are_mixed(base: BaseModel, clips: DrawnClips) -> None:

@@ -207,7 +207,7 @@ def test_loading_names_what_is_wrong(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for folder, kind, words in (
         (tmp_path / "absent", KIND, "does not exist"),
-        (tmp_path / "empty", KIND, "unfinished or foreign"),
+        (tmp_path / "empty", KIND, "is unfinished, or not an artifact"),
         (tmp_path / "a", "motion-module", "holds a numbers, not a motion-module"),
     ):
         with pytest.raises(UserError, match=words):
