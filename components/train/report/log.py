@@ -28,7 +28,7 @@ class StepReport:
     data_wait_share: float
     """Share of the time, 0..1, that steps waited for their batches."""
     mfu: float | None = None
-    """Model FLOPs utilisation, 0..1; None between two points of the curve, and if matrix products have several dtypes."""
+    """Model FLOPs utilisation, 0..1; None between points of the curve, and for several dtypes."""
     peak_gib: float | None = None
     predicted_gib: float | None = None
     pictures: Sequence[str] = ()
