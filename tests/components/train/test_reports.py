@@ -98,13 +98,13 @@ def stepper_of(base: BaseModel, clips: DrawnClips, config: TrainConfig) -> Stepp
     return Stepper(config, task, Process(torch.device("cpu")))
 
 
-def test_nothing_is_said_of_utilisation_where_types_are_mixed(base: BaseModel, clips: DrawnClips) -> None:
+def test_utilisation_is_none_with_several_dtypes(base: BaseModel, clips: DrawnClips) -> None:
     meter = Meter(stepper_of(base, clips, SHORT))
     a, b = torch.randn(4, 4), torch.randn(4, 4)
-    with meter.watching():
+    with meter.recording():
         a @ b
     assert meter.mfu(1.0) is not None
-    with meter.watching():
+    with meter.recording():
         a.double() @ b.double()
     assert meter.mfu(1.0) is None
 
@@ -197,9 +197,9 @@ def test_a_base_model_that_predicts_velocity_is_trained_and_animated_as_one(
     assert animator.frames(shot).shape == (2, 32, 32, 3)
 
 
-def test_a_dead_stage_is_named(clips: DrawnClips, tmp_path: Path) -> None:
+def test_parameters_that_do_not_change_end_the_training(clips: DrawnClips, tmp_path: Path) -> None:
     config = SHORT.replace(steps=20, learning_rate=1e-30, weight_decay=0.0)
-    with pytest.raises(WorkError, match="After 10 steps no parameter of the line has moved"):
+    with pytest.raises(WorkError, match="After 10 steps no parameter of the line has changed"):
         train(config, line_task(), clips, tmp_path)
 
 

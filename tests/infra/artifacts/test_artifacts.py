@@ -219,7 +219,7 @@ def test_an_empty_folder_may_be_written_into_and_a_foreign_one_may_not(tmp_path:
     assert make(tmp_path / "empty", Numbers()).folder.name == "empty"
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "letter.txt").write_text("mine")
-    with pytest.raises(UserError, match="foreign folder"):
+    with pytest.raises(UserError, match="is unfinished, or not an artifact"):
         make(tmp_path / "foreign", Numbers())
     assert (tmp_path / "foreign" / "letter.txt").read_text() == "mine"
 
@@ -227,7 +227,7 @@ def test_an_empty_folder_may_be_written_into_and_a_foreign_one_may_not(tmp_path:
 def test_a_full_disk_is_told_and_what_a_version_goes_on_from_is_kept(tmp_path: Path):
     full = OSError(errno.ENOSPC, "No space left on device")
     with (
-        pytest.raises(UserError, match=r"no room left.*is kept.*Free some space"),
+        pytest.raises(UserError, match=r"no room left.*are kept.*Free some space"),
         artifacts.revision(tmp_path / "a", KIND, Numbers()) as work,
     ):
         (work.folder / "shard").write_text("whole")
