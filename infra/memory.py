@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 1 << 30
+SAID_BY_TORCH = (
+    "can't allocate memory",  # the CPU's allocator on Linux
+    "not enough memory",  # on Windows and macOS
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -17,7 +23,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID_BY_TORCH)
 
 
 def free_memory() -> None:

@@ -14,6 +14,9 @@ from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact
 from infra.artifacts.sealing import write_json
 from infra.config import Config
+from infra.errors import TransientError
+from infra.memory import free_memory, is_out_of_memory, memory_of
+from infra.runtime import pick_device
 from infra.video import write_gif, write_mp4
 
 if TYPE_CHECKING:
@@ -47,8 +50,6 @@ def animate(
         UserError: see `Animator`.
         WorkError: out of memory, or numbers that the precision cannot hold.
     """
-    from components.animate.animator import Animator
-
     assert animator is None or animator.models == models, "the animator was made from other models"
     config = config.resolved(device) if animator is None else config.replace(precision=animator.precision)
     adapter = models.domain_adapter
@@ -63,7 +64,7 @@ def animate(
         inputs[f"control_video_{index}"] = artifacts.outside(require_exists(video, "control video"), "control-video")
     if done := artifacts.find(out, KIND, identity, inputs):
         return done
-    frames = (animator or Animator(models, device, config.precision)).frames(config)
+    frames = (animator or _loaded(models, device, config)).frames(config)
     with artifacts.draft(out, KIND, identity, inputs) as draft:
         write_mp4(draft.folder / "animation.mp4", frames, config.fps, crf=12)
         scale = 4 if min(frames.shape[1:3]) < SMALL_PIXELS else 1
@@ -77,3 +78,23 @@ def animate(
         draft.metrics["change_per_frame"] = round(float(change), 4)
         assert math.isfinite(draft.metrics["change_per_frame"])
     return artifacts.load(out, KIND)
+
+
+def _loaded(models: AnimationModels, device: str, config: AnimationConfig) -> Animator:
+    """
+    Raises:
+        TransientError: the models do not fit into the device's memory.
+    """
+    from components.animate.animator import Animator
+
+    try:
+        return Animator(models, device, config.precision)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    raise TransientError(
+        f"Out of memory while loading the models in {config.precision}.",
+        f"{memory_of(pick_device(device))} now.",
+        "Set animation.precision=fp16, or free memory on the device.",
+    )

@@ -63,7 +63,7 @@ class Animator:
         self.models = models
         self._device = pick_device(device)
         given = load_base(models.base) if base is None else base
-        self._given_back_to = given.unet.device
+        self._given_back_to = given.unet.device, given.unet.dtype
         self.precision = resolve_precision(precision, device)
         self._dtype = DTYPES[self.precision]
         if self._device.type == "cuda" and self.precision == "fp32":
@@ -122,7 +122,7 @@ class Animator:
     def close(self) -> None:
         """Gives the base model back: its own weights, on the device they were on."""
         self._loras.clear()
-        self._base.to(self._given_back_to)
+        self._base.to(*self._given_back_to)
         self._video = None
 
     def __enter__(self) -> Self:

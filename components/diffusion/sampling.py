@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.errors import TransientError
+from infra.errors import TransientError, WorkError
 from infra.memory import free_memory, is_out_of_memory, memory_of
 from infra.quiet import quiet
 from infra.video import UInt8
@@ -116,7 +116,13 @@ def _decode(vae: Any, latents_NChw: Tensor, count: int) -> UInt8:
         while len(decoded) * count < len(latents_NChw):
             batch = latents_NChw[len(decoded) * count :][:count].to(vae.dtype)
             images = vae.decode(batch / vae.config.scaling_factor, return_dict=False)[0]
-            if vae.dtype == torch.float16 and not bool(torch.isfinite(images).all()):
+            if not bool(torch.isfinite(images).all()):
+                if vae.dtype != torch.float16:
+                    raise WorkError(
+                        f"The VAE decodes to numbers that are not finite, in {vae.dtype}.",
+                        "The frames would be black.",
+                        "Check the weights with `animateflow weights info`, or set animation.precision=fp32.",
+                    )
                 vae.to(torch.float32)
                 decoded = []  # the whole clip in one precision
                 continue

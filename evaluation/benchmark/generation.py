@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from components.animate.animator import Animator
 from components.animate.config import AnimationConfig, AnimationModels, Precision
@@ -48,16 +51,18 @@ class SharedAnimator:
         """
         key = models.model_dump_json()
         if key in self._refused:
-            raise self._refused[key]
+            raise copy.copy(self._refused[key])
         try:
             if self._animator is None:
                 self._animator = Animator(models, self.device, self.precision)
             elif self._animator.models != models:
                 self._animator.use(models)
-        except TransientError:
-            raise
         except AnimateflowError as error:
-            self._refused[key] = error
+            if not isinstance(error, TransientError):
+                self._refused[key] = copy.copy(error)  # without the traceback, whose frames hold a UNet
+            raise
+        except Exception:
+            self._animator = None  # it may be half changed
             raise
         return self._animator
 
@@ -107,6 +112,12 @@ def generate_and_score(
             frames = references.animator.using(models).frames(animation)
             write_animation(references.folder, sample, frames, animation)
         return score_sample(references.folder, sample, animation.fps, references.encoder, pictures), False
+    except torch.AcceleratorError as error:  # the device is in a state in which every later sample fails too
+        raise TransientError(
+            f"The GPU failed: {str(error).splitlines()[0]}",
+            "Samples that are done are kept.",
+            "Run the same command again.",
+        ) from None
     except FAILURES as error:
         reason = str(error) if isinstance(error, AnimateflowError) else f"{type(error).__name__}: {error}"
         transient = isinstance(error, TransientError) or is_out_of_memory(error) or is_disk_full(error)
