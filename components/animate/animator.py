@@ -68,7 +68,8 @@ class Animator:
         self._dtype = DTYPES[self.precision]
         if self._device.type == "cuda" and self.precision == "fp32":
             _allow_tf32()
-        self._base = given.to(self._device, self._dtype)
+        with quiet():  # of diffusers' remark on casts
+            self._base = given.to(self._device, self._dtype)
         self._beta_schedule: BetaSchedule = (
             "linear" if given.scheduler.config.get("beta_schedule") == "linear" else "scaled_linear"
         )
@@ -97,9 +98,10 @@ class Animator:
         loras = [(load_motion_lora(lora.path, notes), lora.scale) for lora in models.motion_loras]
         for lora, _ in loras:
             check_fits(lora, video)  # type: ignore[arg-type]
-        controlnets = [
-            load_controlnet(net.path, self._base).to(self._device, self._dtype) for net in models.controlnets
-        ]
+        with quiet():
+            controlnets = [
+                load_controlnet(net.path, self._base).to(self._device, self._dtype) for net in models.controlnets
+            ]
 
         self._loras.clear()
         self._loras = LoraStack(video or self._base.unet)  # the video model has the layers of the image model
@@ -117,12 +119,14 @@ class Animator:
         group_norms: Any = notes["group_norm"], notes["image_group_norm"]
         video = insert_motion_module(self._base.unet, adapter, *group_norms)
         share_image_weights(video, self._base.unet)
-        return video.eval().requires_grad_(False).to(self._device, self._dtype), notes
+        with quiet():
+            return video.eval().requires_grad_(False).to(self._device, self._dtype), notes
 
     def close(self) -> None:
         """Gives the base model back: its own weights, on the device they were on."""
         self._loras.clear()
-        self._base.to(*self._given_back_to)
+        with quiet():
+            self._base.to(*self._given_back_to)
         self._video = None
 
     def __enter__(self) -> Self:

@@ -123,13 +123,16 @@ def _decode(vae: Any, latents_NChw: Tensor, count: int) -> UInt8:
                         "The frames would be black.",
                         "Check the weights with `animateflow weights info`, or set animation.precision=fp32.",
                     )
-                vae.to(torch.float32)
+                with quiet():  # of diffusers' remark on casts
+                    vae.to(torch.float32)
                 decoded = []  # the whole clip in one precision
                 continue
             scaled = (images.float() / 2 + 0.5).clamp(0, 1) * 255
             decoded.append(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
     finally:
-        vae.to(own_dtype)
+        if vae.dtype != own_dtype:
+            with quiet():
+                vae.to(own_dtype)
     return np.concatenate(decoded)
 
 

@@ -165,7 +165,7 @@ def test_too_many_rejections_fail_the_work_and_none_left_is_a_warning(
     with caplog.at_level(logging.WARNING, logger="animateflow"):
         made = build_latent_cache(WHOLE, tmp_path / "footage", None, vae, tmp_path / "cache")
     assert made.counts["clips"] == 0
-    assert "Nothing is cached" in caplog.text
+    assert "The cache is empty" in caplog.text
     assert verify(made.folder).ok
     with pytest.raises(UserError, match="holds no clip"):
         LatentCache(made.folder).held_out(1, 16)
