@@ -137,7 +137,7 @@ def test_another_size_encodes_all_and_says_why(
     config = CONFIG.replace(size=40)
     with caplog.at_level(logging.INFO, logger="animateflow"):
         made = build_latent_cache(config, footage.table, None, vae, cache)
-    assert "Every clip is encoded anew: size 32 → 40." in caplog.text
+    assert "Every clip is encoded again: size 32 → 40." in caplog.text
     assert made.metrics["changes"] == {"encoding": 12}
     assert frames_encoded(caplog) == 12
     details = pq.read_table(cache / "changes.parquet")["detail"].to_pylist()
@@ -181,7 +181,7 @@ def test_latents_outlive_their_videos_and_cannot_change_their_size(cache: Path, 
     (footage.table.parent / "videos").mkdir()
     made = build_latent_cache(CONFIG, footage.table, None, vae, cache)
     assert made.counts["clips"] == 12
-    with pytest.raises(UserError, match=r"12 clips .* have no video any more.* size 32 → 40"):
+    with pytest.raises(UserError, match=r"12 clips .* no longer have a video.* size 32 → 40"):
         build_latent_cache(CONFIG.replace(size=40), footage.table, None, vae, cache)
     assert verify(cache).ok
 

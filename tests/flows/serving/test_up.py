@@ -86,6 +86,8 @@ def test_every_flow_is_deployed_under_its_recipe_s_name(prefect: Running):
     schedules = {name: d["schedules"] for name, d in deployments.items() if d["schedules"]}
     assert list(schedules) == ["benchmark/pocket"]
     assert schedules["benchmark/pocket"][0]["schedule"]["cron"] == "0 3 * * *"
+    assert all(d["work_pool_name"] == "animateflow" for d in deployments.values())
+    assert all(d["parameters"] == {"recipe": name.split("/")[1]} for name, d in deployments.items())
 
 
 def test_the_scheduler_plans_the_nightly_benchmark(prefect: Running):
@@ -95,8 +97,6 @@ def test_the_scheduler_plans_the_nightly_benchmark(prefect: Running):
         assert time.monotonic() < until, "no run is planned"
         time.sleep(1)
     assert {run["state_type"] for run in runs} == {"SCHEDULED"}
-    assert all(d["work_pool_name"] == "animateflow" for d in deployments.values())
-    assert all(d["parameters"] == {"recipe": name.split("/")[1]} for name, d in deployments.items())
 
 
 def test_a_training_started_by_prefect_s_own_command_completes(prefect: Running, place: Path):
