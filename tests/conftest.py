@@ -22,7 +22,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 ROOT = Path(__file__).resolve().parent.parent
 # What takes minutes comes first, so that no process is left alone with it at the end.
-LONG = ("tests/flows/serving/test_up.py", "tests/components/stages/test_kills.py", "tests/components/train/")
+LONG = (
+    "tests/flows/serving/test_up.py",
+    "tests/components/stages/test_kills.py",
+    "tests/components/train/",
+    "tests/infra/gpu_check/",
+)
 
 
 @pytest.fixture(scope="session")
