@@ -41,7 +41,8 @@ class Worker:
             env={**os.environ, **ENVIRONMENT},
         )  # fmt: skip
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -81,10 +82,12 @@ class Worker:
 
     def _died(self, check: Check, took: float, seconds: float) -> Row:
         """Of its limit, or by itself."""
-        self.close()
+        self._process.kill()
+        self._process.wait()
         late = took >= seconds
         self._said.seek(0)
         trace = self._said.read().decode(errors="replace")[-TRACE_CHARACTERS:]
+        self.close()
         kind = "TimeLimit" if late else "WorkerDied"
         message = f"not done after {seconds:.0f} s" if late else f"exit code {self._process.returncode}"
         details = {"type": kind, "message": message, "traceback": trace}
@@ -93,6 +96,10 @@ class Worker:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._listener.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._said):
+            if pipe is not None:
+                pipe.close()
 
 
 def run(

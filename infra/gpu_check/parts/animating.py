@@ -73,7 +73,7 @@ def animator(context: Context) -> Iterator[Animator]:
         save_motion_module(Path(folder), adapter.to("cpu", torch.float16), notes)
         del adapter
         given = AnimationModels(base=BaseModel(path=WEIGHTS / "base"), motion_module=Path(folder))
-        with Animator(given, context.device.type, base) as made:
+        with Animator(given, context.device.type, base=base) as made:
             yield made
 
 

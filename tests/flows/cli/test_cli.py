@@ -238,7 +238,10 @@ def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path)
     lora = tmp_path / "lora.safetensors"
     assert animateflow("weights", "export", POCKET / "motion-lora-zoom-in", "--out", lora).code == 0
     back = tmp_path / "back.safetensors"
-    mistake(animateflow("weights", "import", lora, "--preset", "v1", "--out", back), "--preset can be set for a motion module only")
+    mistake(
+        animateflow("weights", "import", lora, "--preset", "v1", "--out", back),
+        "--preset can be set for a motion module only",
+    )
     assert animateflow("weights", "import", lora, "--out", back).code == 0
 
 
