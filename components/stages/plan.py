@@ -6,7 +6,7 @@ well-tuned trainers of this kind reach.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,11 @@ def plan(
     mode, needed = least_that_fits(
         room, memory(build(), shape, train.ema_decay is not None, moments, predict=stage.predictor)
     )
-    flops = step_flops(model, shape, predict=stage.predictor) * parts
+    one, clips = replace(shape, clips=1), train.batch_size * parts  # FLOPs are proportional to the clips
+    flops = step_flops(model, one, predict=stage.predictor) * clips
     run = flops
     if mode != "none":
-        run = step_flops(build(), shape, mode or "full", stage.predictor) * parts
+        run = step_flops(build(), one, mode or "full", stage.predictor) * clips
     samples = train.steps * train.batch_size * parts
     copies = 1 + (0.5 if train.optimizer == "adamw-8bit" else 2) + (train.ema_decay is not None)
     return Plan(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.base.model import BaseModel
-from components.stages.motion_module import MotionModuleTraining
+from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.stage import train_stage
 from components.train.config import TrainConfig
 from tests.components.conftest import CACHE_INPUT, DrawnClips
@@ -32,10 +32,10 @@ def test_only_training_steps_are_compiled(
         torch._dynamo.reset()
         graphs.clear()
         train = TrainConfig(
-            steps=2, batch_size=2, frames=2, held_out_clips=held_out, sample_every_steps=held_out, compile=True,
+            steps=2, batch_size=2, held_out_clips=held_out, sample_every_steps=held_out, compile=True,
             sample_prompts=("a red circle",), device="cpu",
         )  # fmt: skip
-        stage = MotionModuleTraining(preset="from-base", train=train)
+        stage = DomainAdapterTraining(rank=2, train=train)
         made = train_stage(stage, base, clips, CACHE_INPUT, tmp_path / str(held_out))
         counts.append(len(graphs))
         losses.append(made.metrics["loss"])

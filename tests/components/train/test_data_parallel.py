@@ -176,9 +176,13 @@ def test_a_killed_worker_is_got_over(
     assert all(torch.equal(found[name], two.weights[name]) for name in found)
 
 
-def test_a_mistake_seen_by_a_worker_comes_out_as_it_is(base: BaseModel, module: Path, tmp_path: Path) -> None:
+def refuse(on_step: OnStep) -> None:
+    raise UserError("The cache was encoded by the VAE abc.", "Latents are noise to another.", "Build it again.")
+
+
+def test_a_mistake_seen_by_a_worker_comes_out_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="The cache was encoded by the VAE abc") as caught:
-        train(tmp_path / "out", base, DrawnClips("abc"), module)
+        TWO(Job("motion LoRA", tmp_path, "cpu", refuse), None)
     assert caught.value.exit_code == 2
 
 

@@ -103,7 +103,8 @@ def test_a_training_started_by_prefect_s_own_command_completes(prefect: Running,
     parameters = {"overrides": SHORT, "root": str(place / "runs")}
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "prefect", "deployment", "run", "train-motion-module/pocket", "--watch"),
+            *(sys.executable, "-m", "prefect", "deployment", "run", "train-motion-module/pocket"),
+            *("--watch", "--watch-interval", "1"),
             *("--params", json.dumps(parameters)),
         ],
         env={**prefect.environment, "PREFECT_API_URL": prefect.api},
@@ -183,7 +184,9 @@ def test_a_training_whose_process_is_killed_goes_on_when_it_is_run_again(prefect
     assert 0 < step < 24
     assert not out.exists()
 
-    again = subprocess.run([*command, "--watch"], env=environment, capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        [*command, "--watch", "--watch-interval", "1"], env=environment, capture_output=True, text=True, check=False
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     run = flow_run(prefect, "train-motion-lora")
     assert run["id"] != killed["id"]
