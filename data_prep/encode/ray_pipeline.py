@@ -1,4 +1,4 @@
-"""The Ray Data pipeline: shard tasks in, shards on disk, their summaries out.
+"""The Ray Data pipeline: shard tasks in, shards on disk, their summaries out; a single worker needs no Ray.
 
 Ray starts the actors and schedules the tasks; our actor decides what happens to a video and when a shard is done.
 Ray's own Parquet writer appends on a rerun, and its retries turn one video that crashes a decoder into a run that
@@ -7,6 +7,7 @@ never ends.
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ def encode_shards(
 ) -> Iterator[dict[str, Any]]:
     """Makes the shards on Ray actors; yields the summary of each as it is done, in order.
 
-    If actors or their nodes die, the pipeline is started again with the missing shards. Without tasks Ray is not
-    started.
+    If actors or their nodes die, the pipeline is started again with the missing shards. What one worker does is done in
+    this process: starting Ray takes longer than a small shard.
 
     Raises:
         AnimateflowError: what an actor refused, such as a VAE that cannot be read.
@@ -45,10 +46,19 @@ def encode_shards(
         return
     from infra.runtime import ray_session
 
+    if config.ray_address is None:
+        settings, workers = _worker_settings(config, vae, text, *_own_processors())
+        if min(workers, len(tasks)) == 1:
+            yield from _in_this_process(tasks, settings)
+            return
     with ray_session(config.ray_address):
+        import ray
         from ray.exceptions import RayActorError, RayError
 
-        settings, workers = _worker_settings(config, vae, text)
+        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        settings, workers = _worker_settings(
+            config, vae, text, max(1, int(found.get("CPU", 1))), int(found.get("GPU", 0))
+        )
         left, failures = tasks, 0
         while left:
             done = 0
@@ -67,20 +77,47 @@ def encode_shards(
                 log.warning("A worker died; %d shards are left and are tried again.", len(left))
 
 
-def _worker_settings(config: CacheConfig, vae: Path, text: Path | None) -> tuple[WorkerSettings, int]:
-    """Settings and number of the actors: one a GPU, the CPUs divided among their decoders, or one a CPU."""
-    import ray
-
+def _worker_settings(
+    config: CacheConfig, vae: Path, text: Path | None, cpus: int, gpus: int
+) -> tuple[WorkerSettings, int]:
+    """Settings and number of the workers: one a GPU, the CPUs divided among their decoders, or one a CPU."""
     from data_prep.encode.worker import WorkerSettings
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
     on_gpu = device.startswith("cuda")
     workers = config.workers or (max(1, gpus) if on_gpu else cpus)
     decoders = config.decoders or (max(1, cpus // workers - 1) if on_gpu else 1)
     threads = max(1, cpus // workers)
     return WorkerSettings(config, vae, text, device, decoders, threads), workers
+
+
+def _own_processors() -> tuple[int, int]:
+    """CPUs that this process may use, and GPUs of this machine."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cpus, torch.cuda.device_count()
+
+
+def _in_this_process(tasks: list[ShardTask], settings: WorkerSettings) -> Iterator[dict[str, Any]]:
+    import torch
+
+    from data_prep.encode.worker import ShardWorker
+
+    threads = torch.get_num_threads()
+    worker = ShardWorker(settings)
+    try:
+        for task in tasks:
+            try:
+                summary = worker({"task": pickle.dumps(task)})
+            except Exception as error:
+                raise _work_error(f"{type(error).__name__}: {error}") from error
+            if failed := summary.get("error"):
+                raise pickle.loads(failed)
+            yield summary
+    finally:
+        worker.close()
+        torch.set_num_threads(threads)
 
 
 def _dataset(tasks: list[ShardTask], settings: WorkerSettings, workers: int) -> Any:
@@ -128,8 +165,8 @@ def _is_worker_death(error: BaseException, kind: type[BaseException]) -> bool:
 def _as_work_error(error: RayError) -> WorkError:
     """What went wrong in the actor: the last line of its traceback, before Ray's own."""
     own = str(error).split("The above exception was the direct cause")[0]
-    return WorkError(
-        f"Encoding stopped: {own.strip().splitlines()[-1]}",
-        "Finished shards are kept.",
-        "Run the same command again to resume.",
-    )
+    return _work_error(own.strip().splitlines()[-1])
+
+
+def _work_error(what: str) -> WorkError:
+    return WorkError(f"Encoding stopped: {what}", "Finished shards are kept.", "Run the same command again to resume.")

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+unset PYTHONDONTWRITEBYTECODE  # or each of a hundred processes compiles the project anew
 said=$(mktemp)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -f "$said"' EXIT
 

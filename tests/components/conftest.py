@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from components.base.model import BaseModel, load_base, vae_sha256
-from components.stages import plan
-from components.train import estimate, step
 from components.train.batch import ClipBatch
 from infra.artifacts.artifacts import Input
 
@@ -104,31 +102,6 @@ def random_pipeline() -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def once_a_shape(count: Callable[..., Any]) -> Callable[..., Any]:
-    """`count` of a model, from memory where one of the same layers and sizes was counted before."""
-    known: dict[object, Any] = {}
-
-    def counted(unet: torch.nn.Module, *given: Any, **named: Any) -> Any:
-        sizes = tuple((name, each.shape, each.requires_grad) for name, each in unet.named_parameters())
-        key = (type(unet), sizes, given, tuple(named.items()))
-        if key not in known:
-            known[key] = count(unet, *given, **named)
-        return known[key]
-
-    return counted
-
-
-@pytest.fixture(scope="session", autouse=True)
-def count_once() -> Iterator[None]:
-    """A training of a few steps spends half of its time on counting its FLOPs and bytes on fake tensors."""
-    with pytest.MonkeyPatch.context() as patch:
-        flops = once_a_shape(estimate.step_flops)
-        patch.setattr(step, "step_flops", flops)
-        patch.setattr(plan, "step_flops", flops)
-        patch.setattr(estimate, "activations", once_a_shape(estimate.activations))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(ray_local: None, clips: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def whole(clips: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A cache of the five drawn clips, built without a break; tests leave it as it is."""
     from data_prep.builder.build import build_latent_cache
 

@@ -31,7 +31,7 @@ def test_a_plan_counts_what_learns_and_picks_the_least_recomputation_that_fits()
 
 def test_what_does_not_fit_is_said(base_folder: Path) -> None:
     stage = MotionModuleTraining(preset="v3", train=TrainConfig(steps=10, batch_size=512))
-    found = plan(stage, SD15, (64, 64), "l4")
+    found = plan(stage, SD15, (32, 32), "l4")
     assert found.mode is None
     assert "DOES NOT FIT" in "\n".join(found.lines())
     own = plan(DomainAdapterTraining(rank=4), base_folder, (16, 16), "l4")

@@ -18,9 +18,11 @@ from data_prep.cache.shards import shard_paths
 from data_prep.cache.verify import verify
 from data_prep.config import CacheConfig
 from data_prep.encode.encode import load_vae, vae_folder
+from infra import runtime
 from infra.artifacts import artifacts
 from infra.artifacts.artifacts import Artifact
 from infra.errors import UserError, WorkError
+from infra.hashing import sha256_file
 from tests.data_prep.conftest import WHOLE
 
 
@@ -171,20 +173,35 @@ def test_too_many_rejections_fail_the_work_and_none_left_is_a_warning(
         LatentCache(made.folder).held_out(1, 16)
 
 
-def test_a_failing_worker_is_one_message(ray_local: None, clips: Path, vae: Path, tmp_path: Path):
+def test_two_workers_on_ray_make_the_bytes_of_one_that_needs_none(
+    ray_local: None, whole: Artifact, clips: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    two = build_latent_cache(WHOLE.replace(workers=2), clips, clips.parent / "videos", vae, tmp_path / "two")
+    monkeypatch.setattr(runtime, "ray_session", None)
+    one = build_latent_cache(WHOLE, clips, clips.parent / "videos", vae, tmp_path / "one")
+    shards = [[sha256_file(path) for path in shard_paths(cache.folder)] for cache in (whole, one, two)]
+    assert shards[0] == shards[1] == shards[2]
+    assert one.fingerprint == two.fingerprint
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_worker_is_one_message(ray_local: None, clips: Path, vae: Path, tmp_path: Path, workers: int):
     broken = tmp_path / "vae"
     shutil.copytree(vae / "vae", broken)
     (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"rotten")
     with pytest.raises(UserError, match="cannot be read"):
-        build_latent_cache(WHOLE, clips, clips.parent / "videos", broken, tmp_path / "cache")
+        build_latent_cache(WHOLE.replace(workers=workers), clips, clips.parent / "videos", broken, tmp_path / "cache")
 
 
-def test_an_error_nobody_foresaw_is_named(ray_local: None, clips: Path, tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_nobody_foresaw_is_named(ray_local: None, clips: Path, tmp_path: Path, workers: int):
     from diffusers import AutoencoderKL
 
     AutoencoderKL(in_channels=1, block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "grey")
     with pytest.raises(WorkError, match=r"Encoding stopped: RuntimeError: .*1 channels") as caught:
-        build_latent_cache(WHOLE, clips, clips.parent / "videos", tmp_path / "grey", tmp_path / "cache")
+        build_latent_cache(
+            WHOLE.replace(workers=workers), clips, clips.parent / "videos", tmp_path / "grey", tmp_path / "cache"
+        )
     assert "Ray" not in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from infra.errors import UserError
 CONFIG = CacheConfig(size=32, frames_max=20, shard_videos=2)
 
 
-def test_the_plan_of_a_whole_sample_is_what_is_built(ray_local: None, clips: Path, vae: Path, tmp_path: Path):
+def test_the_plan_of_a_whole_sample_is_what_is_built(clips: Path, vae: Path, tmp_path: Path):
     for video in sorted(clips.parent.rglob("*.mp4")):
         (tmp_path / video.name).write_bytes(video.read_bytes())
     (tmp_path / "empty.mp4").write_bytes(b"")

@@ -20,7 +20,7 @@ def ends(artifact: Artifact) -> dict[str, tuple[str, str]]:
     return {row["clip_id"]: (row["stage"], row["reason"]) for row in rows}
 
 
-def test_dirty_table(ray_local: None, realvideo: Path, vae: Path, tmp_path: Path):
+def test_dirty_table(realvideo: Path, vae: Path, tmp_path: Path):
     made = build_latent_cache(CONFIG, realvideo / "webvid_dirty.csv", realvideo / "videos", vae, tmp_path / "cache")
     assert ends(made) == {
         "1000001": ("check", "duplicate_id"),
@@ -36,7 +36,7 @@ def test_dirty_table(ray_local: None, realvideo: Path, vae: Path, tmp_path: Path
     assert verify(made.folder).ok
 
 
-def test_jsonl_with_matroska(ray_local: None, realvideo: Path, vae: Path, tmp_path: Path):
+def test_jsonl_with_matroska(realvideo: Path, vae: Path, tmp_path: Path):
     made = build_latent_cache(CONFIG, realvideo / "clips.jsonl", None, vae, tmp_path / "cache")
     assert made.counts == {"clips": 12, "rejected": 0, "frames": 12 * 16}
     rates = dict(
@@ -51,7 +51,7 @@ def test_jsonl_with_matroska(ray_local: None, realvideo: Path, vae: Path, tmp_pa
     assert rates["1000011"] == pytest.approx(29.97, rel=1e-3)  # the larger of its two video streams
 
 
-def test_hostile_files(ray_local: None, realvideo: Path, vae: Path, tmp_path: Path):
+def test_hostile_files(realvideo: Path, vae: Path, tmp_path: Path):
     config = CONFIG.replace(frames_min=1, frames_max=64)  # so far that truncated_mdat.mp4 breaks off
     made = build_latent_cache(config, realvideo / "hostile", None, vae, tmp_path / "cache")
     assert ends(made) == {

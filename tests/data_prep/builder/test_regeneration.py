@@ -55,7 +55,7 @@ def footage(drawn: Path, tmp_path: Path) -> Footage:
 
 
 @pytest.fixture(scope="module")
-def first(ray_local: None, drawn: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(drawn: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the twelve clips."""
     out = tmp_path_factory.mktemp("first") / "cache"
     made = build_latent_cache(CONFIG, drawn / "clips.csv", None, vae, out)

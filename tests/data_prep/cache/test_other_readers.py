@@ -86,7 +86,7 @@ def test_questions_in_sql(found: dict[str, Any]):
     }
 
 
-def test_a_cache_as_the_build_leaves_it(ray_local: None, whole: Artifact, clips: Path, tmp_path: Path):
+def test_a_cache_as_the_build_leaves_it(whole: Artifact, clips: Path, tmp_path: Path):
     found = read_by_others(whole.folder, tmp_path)
     with clips.open(newline="", encoding="utf-8") as handle:
         captions = {row["videoid"]: row["name"] for row in csv.DictReader(handle)}

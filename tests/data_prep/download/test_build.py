@@ -19,7 +19,7 @@ def rejected(made: Artifact) -> dict[str, str]:
     return {row["clip_id"]: row["reason"] for row in pq.read_table(made.folder / "rejected.parquet").to_pylist()}
 
 
-def test_missing_videos_are_fetched_before_the_build(ray_local: None, clips: Path, vae: Path, tmp_path: Path):
+def test_missing_videos_are_fetched_before_the_build(clips: Path, vae: Path, tmp_path: Path):
     with clips.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     with LyingServer() as server:

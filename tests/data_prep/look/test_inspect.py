@@ -30,7 +30,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(ray_local: None, footage: Path, vae: Path) -> Artifact:
+def cache(footage: Path, vae: Path) -> Artifact:
     return build_latent_cache(CacheConfig(size=32), footage, None, vae, footage.parent / "cache")
 
 

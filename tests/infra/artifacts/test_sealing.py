@@ -12,7 +12,7 @@ from infra.artifacts.sealing import locked
 from infra.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-PROCESSES, TURNS = 4, 150
+PROCESSES, TURNS = 4, 60
 
 
 def take_turns(folder: Path, turns: int) -> None:
