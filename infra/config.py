@@ -6,8 +6,11 @@ result is made, not what it is, and is left out of the fingerprint.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,8 +56,11 @@ def execution(default: Any, **options: Any) -> Any:
     return Field(default, json_schema_extra={"execution": True}, **options)
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """`train.steps=200` to ("train.steps", 200); the value is YAML."""
+def parse_override(text: str, config: type[Config] | None = None) -> tuple[str, Any]:
+    """`train.steps=200` to ("train.steps", 200); the value is YAML, except that of a text field of `config`.
+
+    A text field takes what stands there: `animation.prompt=a dog: #1` needs no quotes.
+    """
     path, separator, value = text.partition("=")
     if not separator or not path:
         raise UserError(
@@ -62,7 +68,40 @@ def parse_override(text: str) -> tuple[str, Any]:
             "An override names a field of the recipe and its value.",
             "Write it as --set train.steps=200.",
         )
-    return path.strip(), yaml.safe_load(value)
+    path = path.strip()
+    kinds = set() if config is None else _kinds_of_field(config, path.split("."))
+    if kinds & {str, Path} and kinds <= {str, Path, type(None)}:
+        text, quoted = value.strip(), re.fullmatch(r"""\s*(["'])(.*)\1\s*""", value, re.DOTALL)
+        empty = text.lower() in ("null", "none", "~") and type(None) in kinds
+        return path, None if empty else quoted[2] if quoted else text
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"The value of --set {text!r} is not YAML: {str(error).splitlines()[0]}.",
+            "A list is written [a, b], and text with a colon or a # in quotes.",
+            "Correct the value.",
+        ) from None
+
+
+def _kinds_of_field(config: type[Config], path: Sequence[str]) -> set[Any]:
+    """The types that a field may have, its unions and literals taken apart; empty if there is no such field."""
+    kinds: set[Any] = {config}
+    for name in path:
+        fields = [kind.model_fields.get(name) for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)]
+        kinds = {kind for field in fields if field is not None for kind in _alternatives(field.annotation)}
+    return kinds
+
+
+def _alternatives(annotation: Any) -> set[Any]:
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return {kind for each in get_args(annotation) for kind in _alternatives(each)}
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin is Literal:
+        return {type(value) for value in get_args(annotation)}
+    return {annotation if origin is None else origin}
 
 
 def apply_overrides(config: C, overrides: Sequence[str | tuple[str, Any]]) -> C:
@@ -73,7 +112,7 @@ def apply_overrides(config: C, overrides: Sequence[str | tuple[str, Any]]) -> C:
     """
     tree = config.model_dump()
     for override in overrides:
-        path, value = parse_override(override) if isinstance(override, str) else override
+        path, value = parse_override(override, type(config)) if isinstance(override, str) else override
         node: Any = tree
         *parents, last = path.split(".")
         for depth, part in enumerate([*parents, last]):

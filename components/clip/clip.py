@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,7 @@ class ClipEncoder:
 
     @property
     def name(self) -> str:
-        """For tables: `ViT-B-32/openai`, or the name of the local folder."""
+        """For tables: `ViT-B-32-quickgelu/openai`, or the name of the local folder."""
         if self.config.name.startswith(LOCAL_PREFIX):
             return Path(self.config.name.removeprefix(LOCAL_PREFIX)).name
         return f"{self.config.name}/{self.config.pretrained}"
@@ -86,7 +85,8 @@ def _load(config: ClipModel) -> tuple[torch.nn.Module, Any, Any]:
     _check_available(config)
     try:
         with _quiet():
-            model, preprocess = open_clip.create_model_from_pretrained(config.name, config.pretrained)
+            tag = None if config.name.startswith(LOCAL_PREFIX) else config.pretrained
+            model, preprocess = open_clip.create_model_from_pretrained(config.name, tag)
             return model, preprocess, open_clip.get_tokenizer(config.name)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         raise UserError(
@@ -109,7 +109,10 @@ def _check_available(config: ClipModel) -> None:
         config.as_input()
         return
     if config.name not in open_clip.list_models():
-        near = ", ".join(difflib.get_close_matches(config.name, open_clip.list_models(), n=4, cutoff=0.4)) or "ViT-B-32"
+        near = (
+            ", ".join(difflib.get_close_matches(config.name, open_clip.list_models(), n=4, cutoff=0.4))
+            or "ViT-B-32-quickgelu"
+        )
         raise UserError(f"open_clip has no model {config.name!r}.", f"Similar names: {near}.", "Correct clip.name.")
     if config.pretrained and Path(config.pretrained).is_file():
         return
@@ -120,6 +123,7 @@ def _check_available(config: ClipModel) -> None:
             f"It has {', '.join(tags) or 'none'}.",
             "Correct clip.pretrained, or give a weight file.",
         )
+    _check_activation(config)
     repository = open_clip.get_pretrained_cfg(config.name, config.pretrained).get("hf_hub", "").strip("/")
     cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in HUB_FILE_NAMES if repository)
     if not cached and not hub_reachable():
@@ -129,6 +133,27 @@ def _check_available(config: ClipModel) -> None:
             "",
             "Download them where there is network, and set clip.name=local-dir:FOLDER.",
         )
+
+
+def _check_activation(config: ClipModel) -> None:
+    """
+    Raises:
+        UserError: the weights were trained with another activation than the model has, which gives wrong scores.
+    """
+    import open_clip
+
+    trained = bool(open_clip.get_pretrained_cfg(config.name, config.pretrained).get("quick_gelu"))
+    has = bool((open_clip.get_model_config(config.name) or {}).get("quick_gelu"))
+    if trained == has:
+        return
+    plain = config.name.removesuffix("-quickgelu")
+    other = f"{plain}-quickgelu" if trained else plain
+    raise UserError(
+        f"The weights {config.pretrained!r} were trained with {'QuickGELU' if trained else 'GELU'}, and "
+        f"{config.name} has {'QuickGELU' if has else 'GELU'}.",
+        "Its scores would be wrong by a few points, without an error.",
+        f"Set clip.name={other}.",
+    )
 
 
 def _weights_sha256(model: torch.nn.Module) -> str:
@@ -145,12 +170,10 @@ def _normalised(embeddings_ND: torch.Tensor) -> Float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences open_clip, which logs every step of loading through the root logger."""
+    """Silences open_clip's report of its steps through the root logger; what it warns of comes through."""
     level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    logging.disable(max(level, logging.INFO))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logging.disable(level)

@@ -46,7 +46,7 @@ def sd15() -> Recipe:
             prompts=("a fox running through snow", "waves breaking on a rocky coast", "a woman turning her head"),
             seeds=(0, 1),
             animation=animation,
-            clip=ClipModel(name="ViT-B-32", pretrained="openai"),
+            clip=ClipModel(),
             references=16,
         ),
     )

@@ -1,6 +1,7 @@
 """Configs: overrides, identity and the messages of a person's mistakes."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -60,6 +61,42 @@ def test_values_are_yaml():
     assert parse_override("a=1") == ("a", 1)
     assert parse_override("a=none=x") == ("a", "none=x")
     assert parse_override("a=null") == ("a", None)
+
+
+class Texts(Config):
+    prompt: str = ""
+    """Text."""
+    path: Path | None = None
+    """A path."""
+    mode: Literal["off", "on"] = "on"
+    """A choice of words that YAML would take for truth values."""
+    inner: Inner | None = None
+    """Inside, or none."""
+    either: str | int = 1
+    """Text or a number."""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog: running", "a cat #1", "[neon] city", "no", "yes", "1e3", "012", "null", "{a}", "it's \"so\"", "*star",
+        "& and %", "@home", "- a list", "a\nb",
+    ],
+)  # fmt: skip
+def test_a_text_field_takes_text_as_it_is(text: str):
+    assert apply_overrides(Texts(), [f"prompt={text}"]).prompt == text
+
+
+def test_text_in_quotes_and_fields_that_are_more_than_text():
+    changed = apply_overrides(Texts(), ['prompt="a: b"', "path=null", "mode=off", "inner={device: cpu}", "either=7"])
+    assert changed == Texts(prompt="a: b", mode="off", inner=Inner(device="cpu"), either=7)
+    assert apply_overrides(Texts(path=Path("x")), ["path=none"]).path is None
+    assert apply_overrides(changed, ["inner.device=no"]).inner == Inner(device="no")
+
+
+def test_a_value_that_is_no_yaml_is_told():
+    with pytest.raises(UserError, match="is not YAML"):
+        apply_overrides(Outer(), ["sizes=[1, 2"])
 
 
 def test_execution_fields_are_no_part_of_the_identity():

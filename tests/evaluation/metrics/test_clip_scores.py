@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from pathlib import Path
@@ -113,11 +114,37 @@ def test_the_encoder_is_known_by_its_weights(encoder: ClipEncoder, clip_folder: 
         (ClipModel(name="ViT-B-33"), "ViT-B-32"),
         (ClipModel(name="ViT-B-32", pretrained="laion9b"), "It has openai"),
         (ClipModel(name="ViT-B-32", pretrained=None), "has no weights None"),
+        (ClipModel(name="ViT-B-32", pretrained="openai"), "QuickGELU, and .*Set clip.name=ViT-B-32-quickgelu"),
+        (ClipModel(name="ViT-L-14", pretrained="openai"), "Set clip.name=ViT-L-14-quickgelu"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(model: ClipModel, says: str):
     with pytest.raises(UserError, match=says):
         ClipEncoder(model, "cpu")
+
+
+def test_the_default_has_the_activation_its_weights_were_trained_with():
+    import open_clip
+
+    default = ClipModel()
+    assert open_clip.get_model_config(default.name)["quick_gelu"] is True
+    assert open_clip.get_pretrained_cfg(default.name, default.pretrained)["quick_gelu"] is True
+
+
+def test_a_warning_of_open_clip_comes_through(clip_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    import open_clip
+
+    load = open_clip.create_model_from_pretrained
+
+    def warns(*given: object, **named: object):
+        logging.info("a step")
+        logging.warning("a mismatch")
+        return load(*given, **named)
+
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", warns)
+    with caplog.at_level(logging.INFO):
+        ClipEncoder(ClipModel(name=f"local-dir:{clip_folder}"), "cpu")
+    assert [record.message for record in caplog.records] == ["a mismatch"]
 
 
 def test_a_folder_without_weights_is_no_random_model(clip_folder: Path, tmp_path: Path):
@@ -130,5 +157,5 @@ def test_without_network_a_name_fails_in_seconds(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
     with pytest.raises(UserError, match="local-dir:FOLDER"):
-        ClipEncoder(ClipModel(name="ViT-L-14-336", pretrained="openai"), "cpu")
+        ClipEncoder(ClipModel(name="ViT-L-14-336-quickgelu", pretrained="openai"), "cpu")
     assert time.monotonic() - started < 10
