@@ -16,6 +16,8 @@ from infra.config import Config, execution
 from infra.runtime import pick_device
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
+SAMPLERS_REVISED = ("ddim", "pndm")
+"""Samplers that once made other frames; older animations keep their fingerprints."""
 
 
 class WeightedFile(Config):
@@ -65,6 +67,8 @@ class AnimationConfig(Config):
         fields = super().identity()
         if fields["precision"] in ("auto", "fp32"):
             del fields["precision"]
+        if fields["scheduler"] in SAMPLERS_REVISED:
+            fields["scheduler"] += ", revised"
         return fields
 
     def resolved(self, device: str) -> AnimationConfig:

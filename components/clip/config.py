@@ -16,8 +16,8 @@ class ClipModel(Config):
     """An open_clip model."""
 
     name: str = "ViT-B-32-quickgelu"
-    """A model name of open_clip (OpenAI's weights belong to the `-quickgelu` variants), or `local-dir:PATH` for a folder
-    with open_clip_config.json and weights."""
+    """A model name of open_clip (OpenAI's weights belong to the `-quickgelu` variants), or `local-dir:PATH` for a
+    folder with open_clip_config.json and weights."""
     pretrained: str | None = "openai"
     """A tag of open_clip, or a weight file; not used with `local-dir:`."""
     batch_size: int = execution(64, ge=1)

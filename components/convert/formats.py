@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from components.base.checks import read_config
-from components.files.kinds import ANIMATEDIFF_KINDS, KINDS, DType
+from components.files.kinds import ANIMATEDIFF_KINDS, KINDS, DType, Program
 from components.files.metadata import to_safetensors_metadata
-from components.files.paths import find_weight_file
-from components.files.state_dict_keys import is_original_format, lora_to_original
+from components.files.paths import DIFFUSERS_LORA_NAME, find_weight_file
+from components.files.state_dict_keys import is_original_format, lora_to_a1111, lora_to_original
 from components.files.weights import read_header, write_weights
 from components.lora import lora
 from components.motion import files as motion_files
@@ -26,28 +26,57 @@ from infra.errors import UserError
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def export_original(source: Path, target: Path, dtype: DType | None = None) -> Path:
-    """Writes a motion module, domain adapter or MotionLoRA in the original format, with its metadata. `dtype` converts
-    the tensors; none keeps the file's.
+def export_weights(source: Path, target: Path, dtype: DType | None = None, program: Program = "comfyui") -> Path:
+    """Writes a motion module, domain adapter or MotionLoRA as a program reads it, with its metadata.
+
+    `comfyui` (AnimateDiff-Evolved): the original format. `a1111` (sd-webui-animatediff): the same for a motion module,
+    and for LoRAs the names of its LoRA loader. `official`: the original format by `torch.save`. `diffusers`: a folder.
+    `dtype` converts the tensors; none keeps the file's.
 
     Raises:
-        UserError: a kind that has no original format, or weights that are incomplete.
+        UserError: a kind that has no such format, weights that are incomplete, or a target that the program would not
+            read.
     """
+    _check_name(target, program)
     file = find_weight_file(source)
     kind = read_header(file).kind
     if kind == motion_files.KIND:
-        _export_motion_module(source if source.is_dir() else file, target, dtype)
+        _export_motion_module(source if source.is_dir() else file, target, dtype, program)
     elif kind in lora.TARGET_MODULES:
         weights = lora.load(file, kind)
-        metadata = to_safetensors_metadata(weights.metadata_with_rank | {"stage": kind}, original=True)
-        write_weights(target, to_dtype(lora_to_original(weights.state), dtype), metadata)
+        original = program in ("comfyui", "official")
+        metadata = to_safetensors_metadata(weights.metadata_with_rank | {"stage": kind}, original=original)
+        renamed = lora_to_original(weights.state) if original else dict(weights.state)
+        renamed = lora_to_a1111(weights.state) if program == "a1111" else renamed
+        path = target / DIFFUSERS_LORA_NAME if program == "diffusers" else target
+        write_weights(path, to_dtype(renamed, dtype), metadata)
     else:
         raise UserError(
             f"{source} is {KINDS[kind]}.",
-            "Only motion modules, domain adapters and MotionLoRAs can be exported to the original format.",
+            "Only motion modules, domain adapters and MotionLoRAs can be exported.",
             "Pass one of those.",
         )
     return target
+
+
+def _check_name(target: Path, program: Program) -> None:
+    """
+    Raises:
+        UserError: the program reads files with another ending, or a folder.
+    """
+    suffix = target.suffix.lower()
+    if program == "official" and suffix not in (".ckpt", ".pt", ".pth"):
+        raise UserError(
+            f"{target} does not end in .ckpt.",
+            "The official code reads motion modules and their LoRAs with torch.load.",
+            "Name a .ckpt file.",
+        )
+    if program == "a1111" and suffix != ".safetensors":
+        raise UserError(f"{target} does not end in .safetensors.", "", "Name a .safetensors file.")
+    if program == "comfyui" and suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
+        raise UserError(f"{target} ends in neither .safetensors nor .ckpt.", "", "Name a .safetensors file.")
+    if program == "diffusers" and suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
+        raise UserError(f"{target} is the name of a file.", "diffusers reads a folder.", "Name a folder.")
 
 
 def import_original(
@@ -137,8 +166,14 @@ def to_dtype(state: Mapping[str, Tensor], dtype: DType | None) -> dict[str, Tens
     return converted
 
 
-def _export_motion_module(source: Path, target: Path, dtype: DType | None) -> None:
+def _export_motion_module(source: Path, target: Path, dtype: DType | None, program: Program) -> None:
     weights = motion_files.read_motion_module(source)
+    if program == "diffusers":
+        _check_target(target)
+        adapter = motion_files.meta_adapter(weights.config, weights.metadata["network"])
+        metadata = weights.metadata | motion_files.shape_metadata(adapter)
+        motion_files.write_motion_adapter_folder(target, adapter, to_dtype(weights.state, dtype), metadata)
+        return
     if weights.metadata["network"] == "temporal-convolution":
         raise UserError(
             f"{source} is a motion module of temporal convolutions, the paper's ablation.",

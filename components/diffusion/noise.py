@@ -28,8 +28,9 @@ SAMPLERS: dict[str, str] = {
 }
 """Sampler to diffusers' class."""
 SAMPLER_OPTIONS: dict[str, dict[str, object]] = {
-    "ddim": {"clip_sample": False, "set_alpha_to_one": False},
+    "ddim": {"clip_sample": False, "set_alpha_to_one": True, "timestep_spacing": "leading"},
     "ddpm": {"clip_sample": False},
+    "pndm": {"skip_prk_steps": True},
     "dpm++-2m": {"algorithm_type": "dpmsolver++", "solver_order": 2},
 }
 
@@ -69,8 +70,11 @@ def min_snr_weights(t_B: Tensor, alpha_bar: Tensor, gamma: float, prediction: Pr
 def inference_scheduler(
     schedule: BetaSchedule = "linear", sampler: Sampler = "ddim", prediction: Prediction = "epsilon"
 ) -> SchedulerMixin:
-    """The diffusers scheduler of a sampler. DDIM has the settings of the official demos (inference-v3.yaml: no
-    clipping, `linspace` spacing, offset 1)."""
+    """The diffusers scheduler of a sampler.
+
+    DDIM is that of the official demos: inference-v3.yaml (no clipping, offset 1) under diffusers 0.11.1, whose DDIM has
+    timesteps 961, 921, ..., 1 for 25 steps, and alpha_bar = 1 after the last.
+    """
     import diffusers
 
     scheduler = getattr(diffusers, SAMPLERS[sampler])
@@ -82,8 +86,7 @@ def inference_scheduler(
             beta_schedule=schedule,
             prediction_type=prediction,
             steps_offset=1,
-            timestep_spacing="linspace",
-            **SAMPLER_OPTIONS.get(sampler, {}),
+            **{"timestep_spacing": "linspace", **SAMPLER_OPTIONS.get(sampler, {})},
         )
 
 

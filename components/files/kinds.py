@@ -11,6 +11,8 @@ from infra.errors import UserError
 Shapes = Mapping[str, tuple[int, ...]]
 DType = Literal["fp32", "fp16", "bf16"]
 """The dtypes that weights can be converted to."""
+Program = Literal["comfyui", "a1111", "official", "diffusers"]
+"""Programs that read our weights, each in its own form."""
 
 KINDS = {
     "motion-module": "a motion module",

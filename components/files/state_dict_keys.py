@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -95,6 +96,27 @@ def lora_to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "motion_modules." in attention:
             attention = motion_key_to_original(attention + ".").removesuffix(".")
         converted[f"{attention}.processor.{projection}_lora.{'down' if matrix == 'A' else 'up'}.weight"] = tensor
+    return converted
+
+
+def lora_to_a1111(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A domain adapter or MotionLoRA with the keys of A1111's LoRA loader, from diffusers' keys.
+
+    Image layers have kohya's names (`lora_unet_...`); the layers of a motion module are named as sd-webui-animatediff
+    registers them (`AnimateDiffMM._set_layer_mapping`): the module's original name with `_` for `.`, no prefix.
+    """
+    converted: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        layer, matrix = re.fullmatch(r"unet\.(.*)\.lora_([AB])\.weight", key).groups()  # type: ignore[union-attr]
+        attention, projection = re.fullmatch(r"(.*\.attn[12])\.(.*)", layer).groups()  # type: ignore[union-attr]
+        if "motion_modules." in attention:
+            name = motion_key_to_original(attention + ".") + projection
+        else:
+            name = f"lora_unet_{attention}.{projection}"
+        name = name.replace(".", "_")
+        converted[f"{name}.lora_{'down' if matrix == 'A' else 'up'}.weight"] = tensor
+        if matrix == "A":
+            converted[f"{name}.alpha"] = torch.tensor(float(tensor.shape[0]), dtype=tensor.dtype)
     return converted
 
 

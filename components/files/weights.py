@@ -166,6 +166,9 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Writes a safetensors file with this metadata, and with the hash of the tensors in the metadata field
     `modelspec.hash_sha256` (SAI Model Spec). The file is replaced atomically.
 
+    A path that ends in `.ckpt`, `.pt` or `.pth` gets what its readers expect there: a `torch.save` of the tensors,
+    which holds no metadata.
+
     Raises:
         UserError: the file cannot be written. A file that was there before is kept.
     """
@@ -175,9 +178,12 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode  # follows the umask; save_file creates files that only the user can read
-        save_file(on_cpu, partial, metadata={"format": "pt", **metadata, HASH_KEY: "0x" + "0" * 64})
-        partial.chmod(mode)
-        _write_hash(partial)
+        if path.suffix.lower() in PICKLE_SUFFIXES:
+            torch.save(on_cpu, partial)
+        else:
+            save_file(on_cpu, partial, metadata={"format": "pt", **metadata, HASH_KEY: "0x" + "0" * 64})
+            partial.chmod(mode)
+            _write_hash(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)

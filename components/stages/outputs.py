@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from components.convert.formats import export_original
+from components.convert.formats import export_weights
 from components.files.state_dict_keys import UNET_PREFIX
 from components.lora import lora
 from components.motion.files import load_motion_module, save_motion_module
@@ -34,7 +34,7 @@ def save_lora(
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
     lora.save(folder / name, kind, weights, metadata)
-    original = export_original(folder / name, folder / ORIGINAL / name)
+    original = export_weights(folder / name, folder / ORIGINAL / name)
     for path in (folder / name, original):
         _check_same(path, lora.load(path, kind).state, weights)
     with quiet():
@@ -55,7 +55,7 @@ def save_motion(
 
     adapter.load_state_dict({name: tensor.cpu() for name, tensor in state.items()})
     save_motion_module(folder, adapter, metadata)
-    original = export_original(folder, folder / ORIGINAL / "motion_module.safetensors")
+    original = export_weights(folder, folder / ORIGINAL / "motion_module.safetensors")
     expected = adapter.state_dict()
     for path in (folder, original):
         _check_same(path, load_motion_module(path)[0].state_dict(), expected)

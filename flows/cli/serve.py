@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import SetOption
+from flows.cli.options import SetOption, load_recipe
 from flows.serving.starting import DEFAULT_RECIPE, FLOWS
 
 StateOption = Annotated[
@@ -61,10 +61,13 @@ def run(
 
     Example: `animateflow run train-motion-module --set motion_module.train.steps=50 --watch`
     """
+    from flows.recipes.recipes import RECIPES
     from flows.serving.starting import start_run
     from flows.serving.up import STATE
 
     name, _, recipe = flow.partition("/")
+    if overrides and (recipe or DEFAULT_RECIPE) in RECIPES:
+        load_recipe(recipe or DEFAULT_RECIPE, overrides)  # a typing error shows now, not in the flow run
     start_run(name, recipe or DEFAULT_RECIPE, overrides or [], parameters or [], watch, state or STATE)
 
 

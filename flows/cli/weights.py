@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from components.files.kinds import DType
+from components.files.kinds import DType, Program
 from components.motion.presets import GroupNormMode, PresetName
 from infra.errors import UserError
 
@@ -17,10 +17,14 @@ Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A weight file 
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; for diffusers, the folder.")],
     weights: Annotated[
         Path | None, typer.Argument(metavar="WEIGHTS", help="A weight file or an artifact's folder.")
     ] = None,
+    program: Annotated[
+        Program,
+        typer.Option("--for", help="The program that shall read it; the official code wants --out FILE.ckpt."),
+    ] = "comfyui",
     fresh: Annotated[
         PresetName | None, typer.Option(help="Write an untrained motion module of this preset instead.")
     ] = None,
@@ -30,9 +34,10 @@ def export(
     seed: Annotated[int, typer.Option(help="With --fresh: seed of the random weights.")] = 0,
     dtype: Annotated[DType | None, typer.Option(help="Convert the weights; unchanged by default.")] = None,
 ) -> None:
-    """Writes the original format: one .safetensors file for ComfyUI, A1111 or the official code.
+    """Writes weights for ComfyUI, A1111, the official code or diffusers.
 
-    Examples: `animateflow weights export runs/mine/motion --out mine.safetensors`, or
+    Examples: `animateflow weights export runs/mine/motion --out mine.safetensors`,
+    `animateflow weights export runs/mine/zoom-in --for a1111 --out zoom-in.safetensors`, or
     `animateflow weights export --fresh v2 --base sd15 --out fresh_v2.safetensors`
     """
     from components.convert import formats
@@ -48,7 +53,7 @@ def export(
         config = MotionModuleConfig(preset=fresh)
         typer.echo(f"Wrote {formats.export_fresh(config, base, out, seed, dtype)}")
     elif weights is not None:
-        typer.echo(f"Wrote {formats.export_original(weights, out, dtype)}")
+        typer.echo(f"Wrote {formats.export_weights(weights, out, dtype, program)}")
 
 
 @app.command("import")

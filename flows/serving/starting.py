@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.recipes.recipes import RECIPES, recipe_named
 from flows.serving.up import api_address
-from infra.config import apply_overrides, parse_override
+from infra.config import parse_override
 from infra.errors import UserError, WorkError
 from infra.runtime import QUIET
 
@@ -40,8 +39,6 @@ def start_run(
         raise UserError(
             f"There is no flow {flow!r}.", f"Flows: {', '.join(FLOWS)}.", "Name one, as FLOW or FLOW/RECIPE."
         )
-    if recipe in RECIPES:
-        apply_overrides(recipe_named(recipe), overrides)  # so that a typing error shows now, not in the flow run
     given = {
         **dict(parse_override(text) for text in parameters),
         **({"overrides": list(overrides)} if overrides else {}),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.convert import formats
-from components.convert.formats import export_fresh, export_original, import_original
+from components.convert.formats import export_fresh, export_weights, import_original
 from components.convert.info import describe
 from components.files.state_dict_keys import motion_module_to_original
 from components.lora import lora
@@ -83,13 +83,13 @@ def test_original_files_come_back_byte_for_byte(kind: str, dtype: torch.dtype, t
     save_file(tensors, tmp_path / "original.safetensors", names.POCKET_METADATA)
     target = tmp_path / ("folder" if kind == "motion-module" else "ours.safetensors")
     ours = import_original(tmp_path / "original.safetensors", target)
-    export_original(ours, tmp_path / "back.safetensors")
+    export_weights(ours, tmp_path / "back.safetensors")
     assert names.equal(load_file(tmp_path / "back.safetensors"), tensors)
     assert describe(ours)["format"] == "diffusers"
 
 
 def test_a_trained_module_makes_the_round_trip_with_its_notes(trained: dict[str, Path], tmp_path: Path) -> None:
-    file = export_original(trained["motion-module"], tmp_path / "mm.safetensors")
+    file = export_weights(trained["motion-module"], tmp_path / "mm.safetensors")
     folder = import_original(file, tmp_path / "back")
     (before, notes), (after, notes_after) = load_motion_module(trained["motion-module"]), load_motion_module(folder)
     assert names.equal(after.state_dict(), before.state_dict())
@@ -158,12 +158,12 @@ def test_a_fresh_file_needs_no_weights(base_folder: Path, tmp_path: Path) -> Non
 def test_exporting_what_has_no_original_format(tmp_path: Path, base_folder: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="a file of unknown kind"):
-        export_original(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+        export_weights(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     config = MotionModuleConfig(preset="from-base", network="temporal-convolution")
     adapter = fresh_motion_adapter(config, formats.base_shape(str(base_folder)))
     motion_files.save_motion_module(tmp_path / "mm", adapter, config_metadata(config))
     with pytest.raises(UserError, match="temporal convolutions"):
-        export_original(tmp_path / "mm", tmp_path / "b.safetensors")
+        export_weights(tmp_path / "mm", tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()
 
 
@@ -172,6 +172,76 @@ def test_values_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
     tensors[next(iter(tensors))][0, 0] = 1e6
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="fp16 cannot hold"):
-        export_original(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "fp16")
-    export_original(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "bf16")
+        export_weights(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "fp16")
+    export_weights(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "bf16")
     assert describe(tmp_path / "b.safetensors")["dtypes"] == ["BF16"]
+
+
+def test_a_motion_lora_for_a1111_names_layers_of_the_motion_module(trained: dict[str, Path], tmp_path: Path) -> None:
+    """sd-webui-animatediff registers every layer of the motion module under its name with `_` for `.`; A1111's loader
+    cuts a key at its first dot and looks the rest up there; without an alpha or with alpha = rank it adds up @ down."""
+    export_weights(trained["motion-lora"], tmp_path / "a1111.safetensors", program="a1111")
+    module = load_file(export_weights(trained["motion-module"], tmp_path / "module.safetensors"))
+    registered = {name.removesuffix(".weight").replace(".", "_"): tensor for name, tensor in module.items()}
+    ours = lora.load(trained["motion-lora"] / "motion_lora.safetensors", "motion-lora").state
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(tmp_path / "a1111.safetensors").items():
+        layer, part = key.split(".", 1)
+        found.setdefault(layer, {})[part] = tensor
+    assert set(found) <= set(registered)
+    assert len(found) == len(ours) // 2
+    for layer, parts in found.items():
+        assert set(parts) == {"lora_down.weight", "lora_up.weight", "alpha"}
+        delta = parts["lora_up.weight"] @ parts["lora_down.weight"]
+        assert delta.shape == registered[layer].shape
+        assert float(parts["alpha"]) == parts["lora_down.weight"].shape[0]
+    name = "down_blocks_0_motion_modules_0_temporal_transformer_transformer_blocks_0_attention_blocks_1_to_out_0"
+    at = "unet.down_blocks.0.motion_modules.0.transformer_blocks.0.attn2.to_out.0"
+    assert torch.equal(found[name]["lora_up.weight"], ours[f"{at}.lora_B.weight"])
+
+
+def test_a_domain_adapter_for_a1111_is_a_kohya_lora(base: Any, trained: dict[str, Path], tmp_path: Path) -> None:
+    from components.base.model import load_base
+    from components.lora.domain_adapter import load_domain_adapter
+    from components.lora.kohya import fuse_lora
+    from components.lora.stack import LoraStack
+
+    file = export_weights(trained["domain-adapter"], tmp_path / "adapter.safetensors", program="a1111")
+    fused, folded = load_base(base), load_base(base)
+    fuse_lora(fused.unet, fused.text_encoder, file, 1.0)
+    LoraStack(folded.unet).add("adapter", load_domain_adapter(trained["domain-adapter"]), 1.0)
+    before = load_base(base).unet.state_dict()
+    changed = [name for name, value in fused.unet.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed
+    for name, value in fused.unet.state_dict().items():
+        torch.testing.assert_close(value, folded.unet.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["motion-module", "motion-lora", "domain-adapter"])
+def test_the_official_code_gets_a_file_for_torch_load(kind: str, trained: dict[str, Path], tmp_path: Path) -> None:
+    original = load_file(export_weights(trained[kind], tmp_path / "a.safetensors"))
+    export_weights(trained[kind], tmp_path / "a.ckpt", program="official")
+    found = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert found.keys() == original.keys()
+    assert all(torch.equal(found[name], original[name]) for name in found)
+    assert describe(tmp_path / "a.ckpt")["kind"] == kind
+    with pytest.raises(UserError, match="Name a .ckpt file"):
+        export_weights(trained[kind], tmp_path / "b.safetensors", program="official")
+
+
+@pytest.mark.parametrize("kind", ["motion-module", "motion-lora", "domain-adapter"])
+def test_diffusers_gets_a_folder(kind: str, trained: dict[str, Path], tmp_path: Path) -> None:
+    from diffusers import MotionAdapter
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    folder = export_weights(trained[kind], tmp_path / "folder", program="diffusers")
+    if kind == "motion-module":
+        ours = load_motion_module(trained[kind])[0].state_dict()
+        theirs = MotionAdapter.from_pretrained(folder).state_dict()
+    else:
+        ours = lora.load(trained[kind] / f"{kind.replace('-', '_')}.safetensors", kind).state
+        theirs = StableDiffusionLoraLoaderMixin.lora_state_dict(str(folder))[0]
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    with pytest.raises(UserError, match="Name a folder"):
+        export_weights(trained[kind], tmp_path / "b.safetensors", program="diffusers")

@@ -25,7 +25,7 @@ from torch import nn
 
 from components.base.checks import PREFIXES, check_single_file
 from components.base.textual_inversion import add_textual_inversion
-from components.convert.formats import export_original, import_original
+from components.convert.formats import export_weights, import_original
 from components.convert.info import describe
 from components.files.state_dict_keys import DIFFUSERS_PE, lora_to_diffusers, motion_module_to_diffusers
 from components.files.weights import read_header
@@ -243,7 +243,7 @@ def outcome(bench: Bench, reader: Reader, path: Path, convert: str = "both") -> 
     loaded = attempt(lambda: reader.read(bench, path), path)
     attempt(lambda: describe(path), path)
     check_hash(path, attempt(lambda: describe(path, hashes=True), path))
-    for make in (export_original, import_original):
+    for make in (export_weights, import_original):
         if loaded is None or convert in ("both", make.__name__):
             check_conversion(bench, reader, path, make, loaded)
     assert not (path.parent / MARK).exists(), "a pickle was run"
@@ -271,5 +271,5 @@ def check_conversion(bench: Bench, reader: Reader, path: Path, make: Any, loaded
         assert not unlike(lora.load(target, kind).state, lora.load(path, kind).state)
         return
     assert not unlike(reader.read(bench, target), loaded)
-    if make is export_original and reader.read is read_motion_module:
+    if make is export_weights and reader.read is read_motion_module:
         assert load_file(target).keys() == bench.motion_names

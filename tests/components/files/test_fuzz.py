@@ -38,7 +38,7 @@ def run(bench: Bench, reader: Reader, examples: int, number: int) -> Counter[str
     @given(st.data())
     def tried(data: st.DataObject) -> None:
         path = damaged(bench, reader, data.draw)
-        convert = data.draw(st.sampled_from(("neither", "neither", "export_original", "import_original")))
+        convert = data.draw(st.sampled_from(("neither", "neither", "export_weights", "import_original")))
         counts[outcome(bench, reader, path, convert)] += 1
 
     tried()

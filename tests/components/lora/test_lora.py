@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.convert.formats import export_original, import_original
+from components.convert.formats import export_weights, import_original
 from components.files.state_dict_keys import lora_to_diffusers
 from components.lora import lora
 from components.lora.domain_adapter import load_domain_adapter
@@ -81,7 +81,7 @@ def test_an_alpha_that_peft_noted_counts(tmp_path: Path) -> None:
     doubled, plain = (lora.load(tmp_path / f"{name}.safetensors", "motion-lora") for name in "ab")
     layer = min(plain.layers)
     assert torch.allclose(doubled.delta(layer), 2 * plain.delta(layer))
-    exported = export_original(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
+    exported = export_weights(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
     assert torch.allclose(lora.load(exported, "motion-lora").delta(layer), 2 * plain.delta(layer))
     settings = json.dumps({"unet.r": 4, "unet.lora_alpha": 8, "unet.use_rslora": True})
     save_file(state, tmp_path / "a.safetensors", {"lora_adapter_metadata": settings})

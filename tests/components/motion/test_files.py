@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.convert.formats import export_original, import_original
+from components.convert.formats import export_weights, import_original
 from components.convert.info import describe
 from components.files.state_dict_keys import motion_module_to_original
 from components.motion.files import load_motion_module
@@ -87,7 +87,7 @@ def test_other_lengths_of_positions_are_made_anew(tmp_path: Path) -> None:
         assert adapter.config.motion_max_seq_length == (frames or 32)
     folder = import_original(tmp_path / "a.safetensors", tmp_path / "folder", max_frames=48)
     assert describe(folder)["max_frames"] == "48"
-    back = load_file(export_original(folder, tmp_path / "b.safetensors"))
+    back = load_file(export_weights(folder, tmp_path / "b.safetensors"))
     assert {tuple(back.pop(name).shape[:2]) for name in list(back) if name.endswith(".pe")} == {(1, 48)}
     assert names.equal(back, {name: tensor for name, tensor in tensors.items() if not name.endswith(".pe")})
 

@@ -208,6 +208,10 @@ def test_weights_given_as_other_weights(animateflow, tmp_path: Path):
     mistake(outcome, "is not a ControlNet")
 
 
+def test_a_typing_error_shows_before_a_flow_is_started(animateflow):
+    mistake(animateflow("run", "train-motion-module", "--set", "motion_module.train.stepz=3"), "stepz")
+
+
 def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path):
     from safetensors.torch import load_file
 
@@ -227,16 +231,17 @@ def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path)
     before = file.read_bytes()
     mistake(animateflow("weights", "import", file, "--out", file), "is a file", "Choose a new folder")
     mistake(animateflow("weights", "import", file, "--out", tmp_path), "a folder with other files")
+    mistake(animateflow("weights", "export", folder, "--out", tmp_path), "ends in neither .safetensors nor .ckpt")
     mistake(
-        animateflow("weights", "export", folder, "--out", tmp_path),
-        "cannot be written",
-        "What was there before is kept",
+        animateflow("weights", "export", folder, "--out", file / "b.safetensors"), "cannot be written", "What was there"
     )
-    mistake(animateflow("weights", "export", folder, "--out", file / "b.safetensors"), "cannot be written")
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "folder"]
     lora = tmp_path / "lora.safetensors"
     assert animateflow("weights", "export", POCKET / "motion-lora-zoom-in", "--out", lora).code == 0
+    for program, name in (("a1111", "a1111.safetensors"), ("official", "lora.ckpt"), ("diffusers", "for-diffusers")):
+        export = ("weights", "export", POCKET / "motion-lora-zoom-in", "--for", program, "--out", tmp_path / name)
+        assert animateflow(*export).code == 0
     back = tmp_path / "back.safetensors"
     mistake(
         animateflow("weights", "import", lora, "--preset", "v1", "--out", back),
