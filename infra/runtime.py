@@ -21,7 +21,6 @@ QUIET = {
     "RAY_worker_niceness": "0",  # 15 by default: beside any other job a build starves
     "GX_ANALYTICS_ENABLED": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "WANDB_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
     "TOKENIZERS_PARALLELISM": "false",

@@ -161,7 +161,7 @@ class Animator:
                 "It has never seen a longer window and cannot tell later frames apart.",
                 f"Ask for at most {positions} frames.",
             )
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(config.seed % 2**63)
         noise = torch.randn((1, 4, config.frames, height, width), generator=generator)
         noted: Any = self._notes["beta_schedule"]
         scheduler = self._scheduler(config.beta_schedule or noted, config)
@@ -179,7 +179,7 @@ class Animator:
         (seed, i), whatever the count."""
         height, width = self._size(config)
         pipeline = image_pipeline(self._base, self._base.unet, self._scheduler(self._beta_schedule, config))
-        generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + i) for i in range(count)]
+        generators = [torch.Generator().manual_seed((config.seed * 1_000_003 + i) % 2**63) for i in range(count)]
         noises = [torch.randn((4, height, width), generator=generator) for generator in generators]
         pictures = []
         starts = range(0, count, PICTURES_AT_ONCE)

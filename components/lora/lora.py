@@ -89,7 +89,7 @@ def add_trainable_lora(unet: nn.Module, kind: str, rank: int, seed: int) -> dict
             "Train it on a temporal transformer.",
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGET_MODULES[kind])
         cast(Any, unet).add_adapter(config, adapter_name=kind)
     unet.requires_grad_(False)

@@ -72,7 +72,7 @@ def fresh_motion_adapter(
     shape = unet if isinstance(unet, UNetShape) else UNetShape.from_config(unet.config)
     check_preset(config.preset, shape)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         adapter = MotionAdapter(
             block_out_channels=shape.widths,
             motion_layers_per_block=shape.layers,

@@ -217,7 +217,9 @@ def _prepare(config: TrainConfig, task: Task, device: torch.device, autocast: bo
         store_frozen_in_bf16(task)
     task.unet.to(device).train()
     if config.channels_last:
-        task.unet.to(memory_format=torch.channels_last)
+        for each in (*task.unet.parameters(), *task.unet.buffers()):
+            if each.ndim == 4:  # a temporal convolution's five dimensions have no such format
+                each.data = each.data.contiguous(memory_format=torch.channels_last)
     if config.compile:
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.transformers.transformer_2d import Transformer2DModel

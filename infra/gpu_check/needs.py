@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 NEEDS = (
     "accelerate",
@@ -44,6 +46,17 @@ NEEDS = (
 
 
 def lines() -> list[str]:
-    """`name==version` of each, from requirements.lock."""
-    pinned = dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\\n]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE))
+    """`name==version` of each, as requirements.lock pins it for the running Python."""
+    pinned = pins()
     return [f"{name}=={pinned[name]}" for name in NEEDS]
+
+
+def pins() -> dict[str, str]:
+    """Name to version of all that requirements.lock installs here."""
+    pinned = {}
+    for line in re.findall(r"^([a-z0-9-]+==[^\\\n]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE):
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate():
+            (version,) = requirement.specifier
+            pinned[requirement.name] = version.version
+    return pinned

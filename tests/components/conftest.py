@@ -46,7 +46,8 @@ class DrawnClips:
         return self._batch(count, frames, 10**9)
 
     def _batch(self, count: int, frames: int, seed: int) -> ClipBatch:
-        latents = torch.randn(count, 4, frames, 8, 8, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        latents = torch.randn(count, 4, frames, 8, 8, generator=generator)
         captions = [CAPTIONS[(seed + i) % len(CAPTIONS)] for i in range(count)]
         return ClipBatch(latents, captions, [str(i) for i in range(count)])
 

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from components.train.loop import checkpoints
 from components.train.step import Stepper
+
+NUMBER = " (a number)"
 
 
 @dataclass
@@ -41,7 +44,10 @@ def save(writer: checkpoints.Writer, stepper: Stepper, progress: Progress) -> No
     tensors: dict[str, dict[str, Tensor]] = {"weights": dict(stepper.task.trainable), "optimizer": {}}
     for name, parameter in stepper.task.trainable.items():
         for key, value in stepper.optimizer.state[parameter].items():
-            tensors["optimizer"][f"{key}:{name}"] = value
+            if isinstance(value, Tensor):
+                tensors["optimizer"][f"{key}:{name}"] = value
+            else:  # bitsandbytes counts its steps in a plain number
+                tensors["optimizer"][f"{key}{NUMBER}:{name}"] = torch.tensor(value)
     if stepper.ema is not None:
         tensors["ema"] = dict(zip(stepper.task.trainable, stepper.ema, strict=True))
     writer.save(progress.step, tensors, asdict(progress))
@@ -56,7 +62,8 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
     stepper.set_parameters([found.tensors["weights"][name] for name in names])
     for key, value in found.tensors["optimizer"].items():
         kind, name = key.split(":", 1)
-        stepper.optimizer.state[stepper.task.trainable[name]][kind] = value.to(device)
+        state_of = stepper.optimizer.state[stepper.task.trainable[name]]
+        state_of[kind.removesuffix(NUMBER)] = value.item() if kind.endswith(NUMBER) else value.to(device)
     if stepper.ema is not None:
         stepper.ema = [found.tensors["ema"][name].to(device) for name in names]
     state: dict[str, Any] = found.state

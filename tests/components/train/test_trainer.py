@@ -15,6 +15,7 @@ from components.base.model import BaseModel
 from components.diffusion.objective import draw
 from components.stages.domain_adapter import DomainAdapterTraining
 from components.stages.motion_lora import MotionLoraTraining
+from components.stages.motion_module import MotionModuleTraining
 from components.stages.stage import train_stage
 from components.train.batch import ClipBatch
 from components.train.config import TrainConfig, learning_rate_at
@@ -237,3 +238,52 @@ def test_latents_of_another_vae_are_refused_before_the_first_step(base: BaseMode
         train_stage(config, base, DrawnClips("abc"), CACHE_INPUT, tmp_path / "out")
     assert caught.value.exit_code == 2
     assert not (tmp_path / ".out.partial" / "logs").exists()
+
+
+class CountsInNumbers(torch.optim.Optimizer):
+    """Counts its steps in a plain number, and shares one table among all parameters, as bitsandbytes does."""
+
+    table = torch.arange(4.0)
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["step"], state["qmap1"] = state.get("step", 0) + 1, self.table
+                assert type(state["step"]) is int
+                parameter -= group["lr"] / state["step"] * parameter.grad.sign()
+
+
+def test_an_optimizer_whose_state_is_more_than_tensors_resumes(
+    clips: DrawnClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "components.train.step._optimizer", lambda config, parameters: CountsInNumbers(parameters, config.learning_rate)
+    )
+    config = SHORT.replace(steps=6, checkpoint_every_steps=2)
+    whole = train(config, line_task(), clips, tmp_path / "whole", lambda report: None)
+
+    def stop(report: StepReport) -> None:
+        if report.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingStoppedError):
+        train(config, line_task(), clips, tmp_path / "parts", stop)
+    again = train(config, line_task(), clips, tmp_path / "parts", lambda report: None)
+    assert torch.equal(again.weights["w"], whole.weights["w"])
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**63 + 5])
+def test_a_big_seed_trains(seed: int, base: BaseModel, clips: DrawnClips, tmp_path: Path) -> None:
+    stage = DomainAdapterTraining(rank=2, train=SHORT.replace(steps=1, seed=seed))
+    assert train_stage(stage, base, clips, CACHE_INPUT, tmp_path / "out").counts["steps"] == 1
+
+
+def test_temporal_convolutions_train_at_the_defaults(base: BaseModel, clips: DrawnClips, tmp_path: Path) -> None:
+    stage = MotionModuleTraining(preset="from-base", network="temporal-convolution", train=SHORT.replace(steps=1))
+    assert stage.train.channels_last
+    assert train_stage(stage, base, clips, CACHE_INPUT, tmp_path / "out").counts["steps"] == 1

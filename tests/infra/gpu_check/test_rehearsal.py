@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from infra.gpu_check import rows
 from infra.gpu_check.checks import Check, checks
-from infra.gpu_check.needs import lines
+from infra.gpu_check.needs import lines, pins
 from infra.gpu_check.rows import Row
 from infra.gpu_check.run import run
 from infra.gpu_check.sizes import REHEARSAL
@@ -72,6 +73,7 @@ def test_the_needs_are_pinned_and_leave_the_heavy_packages_out():
     assert not names & {"ray", "prefect", "decord", "great-expectations", "pyarrow", "torch", "typer"}
     lock = (ROOT / "requirements.lock").read_text()
     assert all(f"\n{line} " in lock for line in lines())
+    assert pins()["contourpy"] == metadata.version("contourpy"), "the lock has two, for older and newer Pythons"
 
 
 @pytest.mark.slow
@@ -80,7 +82,7 @@ def test_it_runs_with_nothing_but_its_needs(tmp_path: Path):
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     bare = ["torch", "transformers", "safetensors", "numpy", "torchvision"]
-    lock = dict(line.split("==") for line in _pins())
+    lock = pins()
     wanted = [f"{name}=={lock[name]}" for name in bare] + lines()
     uv = ROOT / ".tools" / "bin" / "uv"
     python = environment / "bin" / "python"
@@ -95,8 +97,3 @@ def test_it_runs_with_nothing_but_its_needs(tmp_path: Path):
     command = [str(python), "-m", "infra.gpu_check", "--rehearse", "--json", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _pins() -> list[str]:
-    text = (ROOT / "requirements.lock").read_text().splitlines()
-    return [line.split(" ")[0] for line in text if "==" in line and not line.startswith((" ", "#"))]
