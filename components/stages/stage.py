@@ -35,12 +35,16 @@ from infra.artifacts.artifacts import Artifact, Draft, Input
 from infra.artifacts.sealing import write_json
 from infra.config import Config, execution
 from infra.errors import UserError
+from infra.logs import get_logger
 
 if TYPE_CHECKING:
     from diffusers import MotionAdapter, StableDiffusionPipeline
 
 FIGURES = "figures.json"
+BEST = "best"
+"""Folder in an artifact with the weights of the lowest held-out loss, where that was not at the end."""
 IN_THIS_PROCESS = InThisProcess()
+log = get_logger("components")
 NO_WEIGHTS: Mapping[str, Path | None] = {}
 
 
@@ -212,7 +216,14 @@ def _train(
     process = this_process(stage.train.device)
     if process.rank == 0:
         _write_figures(folder, result, process.world_size)
-        stage.save(folder, model, result.weights, {**model.metadata, **_metadata(stage, task, inputs)})
+        metadata = {**model.metadata, **_metadata(stage, task, inputs)}
+        stage.save(folder, model, result.weights, metadata)
+        if result.best is not None:
+            stage.save(folder / BEST, model, result.best, metadata)
+            log.info(
+                "The held-out loss was lowest at step %d of %d; the weights of that step are in %s/.",
+                result.metrics["best_step"], stage.train.steps, BEST,
+            )  # fmt: skip
 
 
 def _metadata(stage: Stage, task: Task, inputs: Mapping[str, Input]) -> dict[str, object]:

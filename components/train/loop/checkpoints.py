@@ -118,6 +118,18 @@ def save(
             shutil.rmtree(old)
 
 
+def best(folder: Path) -> tuple[int, float, dict[str, Tensor]] | None:
+    """Of the checkpoint with the lowest held-out loss: its step, that loss, and the weights that a training saves
+    (their EMA, if there is one); None if no whole checkpoint was measured."""
+    measured = [(_held_out_loss(path), path) for path in _complete(folder)]
+    for loss, path in sorted((loss, path) for loss, path in measured if loss is not None):
+        if verify(path):
+            averaged = path / "ema.safetensors"
+            weights = load_file(averaged if averaged.is_file() else path / "weights.safetensors")
+            return int(path.name.removeprefix("step-")), loss, weights
+    return None
+
+
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; None when there is none. Damaged and incomplete ones are skipped
     with a warning."""

@@ -48,6 +48,8 @@ class TrainResult:
     weights: dict[str, Tensor]
     counts: dict[str, int]
     metrics: dict[str, Any]
+    best: dict[str, Tensor] | None = None
+    """The weights of the checkpoint with the lowest held-out loss, where that is lower than at the end."""
 
 
 class TrainingStoppedError(WorkError):
@@ -295,5 +297,11 @@ class _Run:
             "skipped_steps": state.skipped,
             "trainable_parameters": sum(parameter.numel() for parameter in stepper.parameters),
         }
+        best = checkpoints.best(self.folder / "checkpoints") if state.held_out and self.first_rank else None
+        if best is not None and state.held_out_loss is not None and best[1] < state.held_out_loss:
+            metrics["best_step"], metrics["best_held_out_loss"] = best[0], best[1]
+        else:
+            best = None
         plain = [weight.detach().to("cpu", copy=True).contiguous() for weight in weights]
-        return TrainResult(dict(zip(self.task.trainable, plain, strict=True)), counts, metrics)
+        named = dict(zip(self.task.trainable, plain, strict=True))
+        return TrainResult(named, counts, metrics, None if best is None else best[2])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from components.base.model import BaseModel
 from components.stages import stage
@@ -152,3 +153,27 @@ def test_a_window_longer_than_the_positions_is_refused(base: BaseModel, clips: D
 def test_the_record_is_json(trained: dict[str, Path]) -> None:
     for path in trained.values():
         json.loads((path / "record.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_the_weights_of_the_lowest_held_out_loss_are_exported_too(
+    base: BaseModel, clips: DrawnClips, tmp_path: Path
+) -> None:
+    """Steps so large that the loss grows at some time; the weights of the best step are those of a training that ended
+    there."""
+    worse = TRAIN.replace(steps=6, learning_rate=4, held_out_every_steps=1, checkpoint_every_steps=1, ema_decay=0.5)
+    made = train_stage(DomainAdapterTraining(train=worse, rank=2), base, clips, CACHE_INPUT, tmp_path / "out")
+    best = made.metrics["best_step"]
+    assert 1 <= best < 6
+    final = made.metrics["held_out_loss"]
+    assert made.metrics["best_held_out_loss"] < sum(final.values()) / len(final)
+    shorter = DomainAdapterTraining(train=worse.replace(steps=best), rank=2)
+    train_stage(shorter, base, clips, CACHE_INPUT, tmp_path / "shorter")
+    files = [tmp_path / name / "domain_adapter.safetensors" for name in ("out/best", "shorter", "out")]
+    found = [load_file(file) for file in files]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not all(torch.equal(found[0][name], found[2][name]) for name in found[0])
+    assert (tmp_path / "out/best/original/domain_adapter.safetensors").is_file()
+
+
+def test_where_the_end_is_the_best_there_is_no_other(trained: dict[str, Path]) -> None:
+    assert not any((folder / "best").exists() for folder in trained.values())
