@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import task
 from prefect.artifacts import (
     create_link_artifact,
@@ -19,17 +21,21 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import Task
 
 from infra.artifacts.artifacts import Artifact
 from infra.errors import UserError
-from infra.logs import setup_logging
+from infra.logs import get_logger, setup_logging
 
 if TYPE_CHECKING:
     from components.train.report.log import StepReport
 
+log = get_logger("flows")
+
 PICTURE_BYTES_MAX = 1_000_000  # a picture travels inside the markdown, through the server's database
 PROGRESS_EVERY_SECONDS = 2.0
+SILENT_SECONDS = 60.0  # before a server that did not answer is told anything again
 RETRY_DELAYS_SECONDS: list[float] = [10.0, 60.0]
 
 
@@ -115,18 +121,34 @@ def picture_markdown(picture: Path) -> str:
 
 
 class TrainingProgress:
-    """An `on_step` for the trainer that updates a Prefect progress artifact and shows loss curves and samples."""
+    """An `on_step` for the trainer that updates a Prefect progress artifact and shows loss curves and samples.
+
+    A training outlives its server: what cannot be told is left out, with one warning, and the next is told again once
+    the server answers.
+    """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
-        self.artifact_id = cast(
-            UUID, create_progress_artifact(0.0, key=f"{stage}-progress", description=f"Training: {stage}")
-        )
+        self.artifact_id: UUID | None = None
         self.updated = 0.0
         self.held_out: float | None = None
+        self.silent_until = 0.0
+        with self._server():
+            self._start()
 
     def __call__(self, report: StepReport) -> None:
         self.held_out = self.held_out if report.held_out_loss is None else report.held_out_loss
+        if time.monotonic() < self.silent_until and report.step < report.steps:
+            return
+        with self._server():
+            self._show(report)
+
+    def done(self) -> None:
+        """Sets the progress to 100 %, also if the artifact existed before."""
+        with self._server():
+            update_progress_artifact(self._start(), progress=100.0)
+
+    def _show(self, report: StepReport) -> None:
         for picture in map(Path, report.pictures):
             what = "samples" if picture.parent.name == "samples" else picture.stem
             create_markdown_artifact(
@@ -138,16 +160,28 @@ class TrainingProgress:
             return
         self.updated = time.monotonic()
         update_progress_artifact(
-            self.artifact_id,
+            self._start(),
             progress=100.0 * report.step / report.steps,
             description=f"{self.stage}: step {report.step} of {report.steps}, loss {report.loss:.4f}, "
             + ("" if self.held_out is None else f"held-out loss {self.held_out:.4f}, ")
             + f"{report.samples_per_second:.1f} samples/s",
         )
 
-    def done(self) -> None:
-        """Sets the progress to 100 %, also if the artifact existed before."""
-        update_progress_artifact(self.artifact_id, progress=100.0)
+    def _start(self) -> UUID:
+        if self.artifact_id is None:
+            made = create_progress_artifact(0.0, key=f"{self.stage}-progress", description=f"Training: {self.stage}")
+            self.artifact_id = cast(UUID, made)
+        return self.artifact_id
+
+    @contextmanager
+    def _server(self) -> Iterator[None]:
+        try:
+            yield
+            self.silent_until = 0.0
+        except (httpx.HTTPError, PrefectHTTPStatusError, OSError, RuntimeError) as error:
+            if not self.silent_until:
+                log.warning("Prefect's server does not answer (%s); the training goes on.", type(error).__name__)
+            self.silent_until = time.monotonic() + SILENT_SECONDS
 
 
 def find_picture(folder: Path, pattern: str) -> str | None:

@@ -118,12 +118,12 @@ def save(
             shutil.rmtree(old)
 
 
-def best(folder: Path) -> tuple[int, float, dict[str, Tensor]] | None:
+def best(folder: Path, below: float | None) -> tuple[int, float, dict[str, Tensor]] | None:
     """Of the checkpoint with the lowest held-out loss: its step, that loss, and the weights that a training saves
-    (their EMA, if there is one); None if no whole checkpoint was measured."""
+    (their EMA, if there is one). None if that loss is not `below`, or none was measured."""
     measured = [(_held_out_loss(path), path) for path in _complete(folder)]
     for loss, path in sorted((loss, path) for loss, path in measured if loss is not None):
-        if verify(path):
+        if below is not None and loss < below and verify(path):
             averaged = path / "ema.safetensors"
             weights = load_file(averaged if averaged.is_file() else path / "weights.safetensors")
             return int(path.name.removeprefix("step-")), loss, weights

@@ -35,6 +35,19 @@ class Progress:
         recent = self.window or [loss for _, loss in self.losses[-1:]]
         return sum(recent) / len(recent) if recent else math.nan
 
+    def figures(self) -> dict[str, Any]:
+        """What a run has come to, for its record: the loss at its end, what was held out at its beginning and end."""
+        tail = [loss for _, loss in self.losses[-10:]]
+        found: dict[str, Any] = {"loss": sum(tail) / len(tail) if tail else None}
+        if self.held_out:
+            found |= {"held_out_loss_before": self.held_out[0][1], "held_out_loss": self.held_out[-1][1]}
+        if self.shuffle_gaps:
+            found |= {
+                "frame_shuffle_gap_before": self.shuffle_gaps[0][1],
+                "frame_shuffle_gap": self.shuffle_gaps[-1][1],
+            }
+        return found
+
 
 def save(writer: checkpoints.Writer, stepper: Stepper, progress: Progress) -> None:
     """

@@ -277,8 +277,7 @@ class _Run:
         if self.first_rank and self.held_out is None:  # else the last measurement has drawn it
             self._plot()
         weights = stepper.ema if stepper.ema is not None else [parameter.detach() for parameter in stepper.parameters]
-        tail = [loss for _, loss in state.losses[-10:]]
-        metrics: dict[str, Any] = {"loss": sum(tail) / len(tail) if tail else None}
+        metrics = state.figures()
         if samples:
             rate = samples / seconds
             metrics["samples_per_second"] = round(rate, 3)
@@ -286,22 +285,14 @@ class _Run:
                 metrics["model_flops_utilisation"] = round(mfu, 3)
             metrics["peak_memory_gib"] = round(self.meter.peak_gib(), 2)
             metrics["predicted_memory_gib"] = round(self.meter.predicted_gib, 2)
-        if state.held_out:
-            metrics["held_out_loss_before"] = state.held_out[0][1]
-            metrics["held_out_loss"] = state.held_out[-1][1]
-        if state.shuffle_gaps:
-            metrics["frame_shuffle_gap_before"] = state.shuffle_gaps[0][1]
-            metrics["frame_shuffle_gap"] = state.shuffle_gaps[-1][1]
         counts = {
             "steps": state.step,
             "skipped_steps": state.skipped,
             "trainable_parameters": sum(parameter.numel() for parameter in stepper.parameters),
         }
-        best = checkpoints.best(self.folder / "checkpoints") if state.held_out and self.first_rank else None
-        if best is not None and state.held_out_loss is not None and best[1] < state.held_out_loss:
-            metrics["best_step"], metrics["best_held_out_loss"] = best[0], best[1]
-        else:
-            best = None
+        best = checkpoints.best(self.folder / "checkpoints", state.held_out_loss) if self.first_rank else None
+        if best is not None:
+            metrics["best_step"], metrics["best_held_out_loss"] = best[:2]
         plain = [weight.detach().to("cpu", copy=True).contiguous() for weight in weights]
         named = dict(zip(self.task.trainable, plain, strict=True))
-        return TrainResult(named, counts, metrics, None if best is None else best[2])
+        return TrainResult(named, counts, metrics, best and best[2])

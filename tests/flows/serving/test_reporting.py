@@ -1,9 +1,13 @@
 """What a step shows in Prefect, without a server."""
 
+import time
 from pathlib import Path
+from uuid import uuid4
 
+import httpx
 from prefect.states import Failed
 
+from components.train.report.log import StepReport
 from flows.chain.parameters import with_parameter_docs
 from flows.serving import reporting
 from flows.train_motion_module import train_motion_module
@@ -54,3 +58,35 @@ def test_prefect_s_form_explains_every_parameter():
     assert all(field.get("description") for field in properties.values()), properties
     assert properties["recipe"]["enum"] == ["pocket", "pocket-full", "sd15"]
     assert "Args:" in str(with_parameter_docs(lambda: None).__doc__)
+
+
+def test_a_training_goes_on_without_its_server(tmp_path: Path, monkeypatch, caplog):
+    """Every call fails, then every call works again."""
+    told: list[str] = []
+    gone = True
+
+    def server(what: str):
+        def call(*given: object, **named: object):
+            if gone:
+                raise httpx.ConnectError("All connection attempts failed")
+            told.append(what)
+            return uuid4()
+
+        return call
+
+    for name in ("create_progress_artifact", "update_progress_artifact", "create_markdown_artifact"):
+        monkeypatch.setattr(reporting, name, server(name.split("_")[0] + " " + name.split("_")[1]))
+    monkeypatch.setattr(reporting, "PROGRESS_EVERY_SECONDS", 0.0)
+    picture = tmp_path / "loss.png"
+    picture.write_bytes(b"\x89PNG")
+    progress = reporting.TrainingProgress("motion-module")
+    for step in range(1, 5):
+        progress(StepReport(step, 6, 0.5, None, 1.0, 0.0, pictures=(str(picture),)))
+    assert [record.message for record in caplog.records] == [
+        "Prefect's server does not answer (ConnectError); the training goes on."
+    ]
+    gone = False
+    progress.silent_until = time.monotonic() - 1
+    progress(StepReport(5, 6, 0.5, None, 1.0, 0.0, pictures=(str(picture),)))
+    progress.done()
+    assert told == ["create markdown", "create progress", "update progress", "update progress"]
