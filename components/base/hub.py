@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from components.files.network import hub_reachable
+from components.files.pickles import SUFFIXES as PICKLE_SUFFIXES
 from infra.errors import UserError
 from infra.logs import get_logger
 from infra.quiet import quiet
@@ -35,7 +36,8 @@ def resolve(path: Path) -> Path:
     if path.exists():
         return path
     name = path.as_posix()
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not path.parent.exists() and not path.suffix:
+    names_a_file = path.suffix.lower() in (".safetensors", *PICKLE_SUFFIXES)  # `org/model-v1.5` does not
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not path.parent.exists() and not names_a_file:
         return hub_snapshot(name, configs_only=False)
     raise UserError(f"{path} does not exist.", BASE_MODEL_HELP, "Check the path given as base model.")
 

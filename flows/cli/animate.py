@@ -72,7 +72,7 @@ def animate(
     from components.animate.config import AnimationModels
     from flows.chain import steps
 
-    whole = load_recipe(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base, uses=("animation", "base"))
     given = {"prompt": prompt, "seed": seed, "control_videos": tuple(control_video or ()) or None}
     given["precision"] = precision
     changes = {name: value for name, value in given.items() if value is not None}
@@ -106,7 +106,7 @@ def benchmark(
     """
     from flows.chain import steps
 
-    whole = load_recipe(recipe, overrides)
+    whole = load_recipe(recipe, overrides, uses=("benchmark",))
     config = whole.benchmark.with_weights(motion_module, motion_lora, domain_adapter)
     if precision is not None:
         config = config.replace(animation__precision=precision)

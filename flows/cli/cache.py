@@ -54,7 +54,7 @@ def build(
     """
     from flows.chain import steps
 
-    whole = load_recipe(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base, uses=("shots" if shots else "cache", "base"))
     config = whole.shots if shots else whole.cache
     print_artifact(
         steps.latent_cache(config, source, videos, whole.base, out, prune, download),
@@ -88,7 +88,7 @@ def plan(
     from components.base.hub import resolve
     from data_prep.builder.estimate import estimate
 
-    whole = load_recipe(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base, uses=("cache", "base"))
     read = None if read_mib_per_second is None else read_mib_per_second * (1 << 20)
     typer.echo(
         str(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,11 +37,26 @@ PrecisionOption = Annotated[
 ]
 
 
-def load_recipe(name: str, overrides: list[str] | None, base: Path | None = None) -> Recipe:
-    """The recipe with every `--set`, and another base model where one is given."""
+def load_recipe(
+    name: str, overrides: list[str] | None, base: Path | None = None, uses: Sequence[str] | None = None
+) -> Recipe:
+    """The recipe with every `--set`, and another base model where one is given. `uses` are the parts of the recipe that
+    the command looks at; none stands for all.
+
+    Raises:
+        UserError: no such recipe, a wrong override, or one of a part that the command does not use.
+    """
     from flows.recipes.recipes import recipe_named
     from infra.config import apply_overrides
 
+    for text in overrides or []:
+        part = text.partition("=")[0].strip().split(".")[0]
+        if uses is not None and part in type(recipe_named(name)).model_fields and part not in uses:
+            raise UserError(
+                f"--set {text} has no effect here.",
+                f"This command uses {', '.join(uses)} of the recipe, and {part} is another part.",
+                f"Set a field of {uses[0]}, or leave it out.",
+            )
     given: list[str | tuple[str, object]] = list(overrides or [])
     if base is not None:
         given.insert(0, ("base.path", base))

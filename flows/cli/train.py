@@ -65,7 +65,7 @@ def domain_adapter(
 
     Example: `animateflow train domain-adapter --recipe sd15 --cache runs/mine/cache --out runs/mine/adapter`
     """
-    whole = load_recipe(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base, uses=("domain_adapter", "base"))
     options = Options(cache, out, workers, ray_address, gpu if plan else None)
     next_step = f"animateflow train motion-module --recipe {recipe} --cache {cache} --domain-adapter {out} --out ..."
     _train(whole, whole.domain_adapter, options, {}, next_step)
@@ -89,7 +89,7 @@ def motion_module(
     Example: `animateflow train motion-module --recipe sd15 --cache runs/mine/cache --domain-adapter runs/mine/adapter
     --out runs/mine/motion --set motion_module.train.steps=20000 --workers 4`
     """
-    whole = load_recipe(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base, uses=("motion_module", "base"))
     options = Options(cache, out, workers, ray_address, gpu if plan else None)
     next_step = f"animateflow animate --recipe {recipe} --motion-module {out} --prompt ... --out ..."
     _train(whole, whole.motion_module, options, {"domain_adapter": domain_adapter}, next_step)
@@ -113,7 +113,7 @@ def motion_lora(
 
     The cache is one of that shot type: `animateflow cache build --shots --set shots.shot_type=zoom-in ...`
     """
-    whole = load_recipe(recipe, overrides, base)
+    whole = load_recipe(recipe, overrides, base, uses=("motion_lora", "motion_module", "base"))
     options = Options(cache, out, workers, ray_address, gpu if plan else None)
     next_step = f"animateflow animate --motion-module {motion_module} --motion-lora {out}:1.0 --prompt ... --out ..."
     weights = {"motion_module": motion_module, "domain_adapter": domain_adapter}

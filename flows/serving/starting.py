@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.serving.up import api_address
+from flows.serving.up import api_address, on_this_machine, without_proxy
 from infra.config import parse_override
 from infra.errors import UserError, WorkError
 from infra.runtime import QUIET
@@ -52,7 +52,8 @@ def start_run(
             "Name one of these, as FLOW/RECIPE." if known else "Run `animateflow up`, which deploys every flow.",
         )
     command = [sys.executable, "-m", "prefect", "deployment", "run", f"{flow}/{recipe}", "--params", json.dumps(given)]
-    environment = {**os.environ, **QUIET, "PREFECT_API_URL": api, "PREFECT_HOME": str(state / "prefect")}
+    environment = {**os.environ, **QUIET, **without_proxy(os.environ)}
+    environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(state / "prefect")}
     code = subprocess.run(command + ["--watch"] * watch, env=environment, check=False).returncode
     if code and watch:
         raise WorkError(
@@ -63,9 +64,38 @@ def start_run(
 
 
 def deployments_of(flow: str, api: str) -> list[str]:
-    """The names of a flow's deployments, which are those of recipes."""
+    """The names of a flow's deployments, which are those of recipes. Logs in as Prefect's client does.
+
+    Raises:
+        UserError: the server wants another login, or does not answer as one of Prefect's.
+    """
     import httpx
 
-    answer = httpx.post(f"{api}/deployments/filter", json={"flows": {"name": {"any_": [flow]}}}, timeout=30)
-    answer.raise_for_status()
-    return sorted(str(deployment["name"]) for deployment in answer.json())
+    login = os.environ.get("PREFECT_API_AUTH_STRING")
+    user, _, password = (login or "").partition(":")
+    key = os.environ.get("PREFECT_API_KEY")
+    try:
+        answer = httpx.post(
+            f"{api}/deployments/filter",
+            json={"flows": {"name": {"any_": [flow]}}},
+            timeout=30,
+            auth=(user, password) if login else None,
+            headers={"Authorization": f"Bearer {key}"} if key and not login else {},
+            trust_env=not on_this_machine(api),
+        )
+        answer.raise_for_status()
+        return sorted(str(deployment["name"]) for deployment in answer.json())
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code in (401, 403):
+            raise UserError(
+                f"The Prefect server at {api} wants a login.",
+                "It was started with PREFECT_SERVER_API_AUTH_STRING, or is Prefect Cloud.",
+                "Set PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY.",
+            ) from None
+        raise UserError(
+            f"The Prefect server at {api} answers {error.response.status_code}.", "", "Look at its log."
+        ) from None
+    except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"No Prefect server answers at {api}: {type(error).__name__}.", "", "Check PREFECT_API_URL."
+        ) from None

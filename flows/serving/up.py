@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ STATE = PROJECT / ".animateflow"
 WORK_POOL = "animateflow"
 START_SECONDS_MAX = 180.0
 STOP_SECONDS_MAX = 20.0
+LOOPBACK = ("127.0.0.1", "localhost")
 
 log = get_logger("up")
 
@@ -88,6 +90,8 @@ def prefect_on_this_machine(port: int | None, state: Path) -> Iterator[Running]:
         "PREFECT_HOME": str(state / "prefect"),
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_UI_API_URL": f"{url}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
+        **without_proxy(os.environ),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
@@ -103,7 +107,8 @@ def prefect_on_this_machine(port: int | None, state: Path) -> Iterator[Running]:
         processes.append(server)
         _wait_until_healthy(f"{url}/api/health", server, state)
         log.info("Deploying the flows of prefect.yaml")
-        _prefect("work-pool", "create", WORK_POOL, "--type", "process", "--overwrite", environment=environment)
+        if not _prefect("work-pool", "inspect", WORK_POOL, environment=environment, may_fail=True):
+            _prefect("work-pool", "create", WORK_POOL, "--type", "process", environment=environment)
         _prefect("--no-prompt", "deploy", "--all", environment=environment)
         worker = _start("worker", ["worker", "start", "--pool", WORK_POOL, "--limit", "1"], environment, state)
         processes.append(worker)
@@ -162,10 +167,23 @@ def free_port(wanted: int | None) -> int:
     raise UserError(f"Port {wanted} is in use.", "Another program listens there.", "Choose another --port.")
 
 
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """NO_PROXY in both spellings, with this machine added: a proxy cannot reach a server on another one's loopback."""
+    given = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
+    hosts = ",".join(dict.fromkeys([*filter(None, given.split(",")), *LOOPBACK]))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether a URL's host is this machine's loopback."""
+    return urllib.parse.urlsplit(url).hostname in LOOPBACK
+
+
 def is_healthy(url: str) -> bool:
-    """Whether a server answers at this health URL."""
+    """Whether a server answers at this health URL, without a proxy where that is on this machine."""
+    proxies = urllib.request.ProxyHandler({} if on_this_machine(url) else None)
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.build_opener(proxies).open(url, timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
@@ -224,7 +242,12 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], state: Path) 
         time.sleep(0.3)
 
 
-def _prefect(*arguments: str, environment: dict[str, str]) -> None:
+def _prefect(*arguments: str, environment: dict[str, str], may_fail: bool = False) -> bool:
+    """Runs a command of Prefect's and returns whether it succeeded.
+
+    Raises:
+        WorkError: it failed, and may not.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *arguments],
         env=environment,
@@ -234,6 +257,7 @@ def _prefect(*arguments: str, environment: dict[str, str]) -> None:
         text=True,
         check=False,
     )
-    if done.returncode:
+    if done.returncode and not may_fail:
         lines = (done.stdout + done.stderr).strip().splitlines()[-10:]
         raise WorkError(f"`prefect {' '.join(arguments)}` failed:", "\n".join(lines), "")
+    return done.returncode == 0

@@ -84,6 +84,7 @@ def test_a_hub_model_without_network_fails_fast(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     started = time.monotonic()
     assert "no network for a hub model" in refused(BaseModel(path=Path("nobody/such-a-model")))
+    assert "no network for a hub model" in refused(BaseModel(path=Path("nobody/model-v1.5")))
     save_single_file(load_base(base), tmp_path / "ink.safetensors")
     message = refused(BaseModel(path=tmp_path / "ink.safetensors"))
     assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5" in message

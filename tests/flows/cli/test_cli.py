@@ -212,6 +212,22 @@ def test_a_typing_error_shows_before_a_flow_is_started(animateflow):
     mistake(animateflow("run", "train-motion-module", "--set", "motion_module.train.stepz=3"), "stepz")
 
 
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        (("cache", "build", "--source", "a.csv", "--out", "o"), "shots.fps=4"),
+        (("cache", "build", "--shots", "--source", "a.csv", "--out", "o"), "cache.fps=4"),
+        (("cache", "plan", "--source", "a.csv"), "motion_module.train.steps=4"),
+        (("train", "domain-adapter", "--cache", "c", "--out", "o"), "motion_module.train.steps=4"),
+        (("train", "motion-module", "--cache", "c", "--out", "o"), "cache.fps=4"),
+        (("animate", "--prompt", "x", "--out", "o"), "benchmark.references=4"),
+        (("benchmark", "--out", "o"), "animation.steps=4"),
+    ],
+)
+def test_a_setting_that_the_command_does_not_use_is_refused(animateflow, command: tuple[str, ...], setting: str):
+    mistake(animateflow(*command, "--set", setting), f"--set {setting} has no effect here")
+
+
 def test_weights_go_to_the_original_format_and_back(animateflow, tmp_path: Path):
     from safetensors.torch import load_file
 
