@@ -30,7 +30,9 @@ def sd15() -> Recipe:
         cache=cache,
         shot_footage=OwnVideos(),
         shots=cache.replace(shot_type="zoom-in"),
-        domain_adapter=DomainAdapterTraining(rank=128, train=train.replace(steps=20_000, batch_size=16)),
+        domain_adapter=DomainAdapterTraining(
+            rank=128, train=train.replace(steps=20_000, batch_size=16, beta_schedule="scaled_linear")
+        ),
         motion_module=MotionModuleTraining(preset="v3", train=train.replace(steps=100_000)),
         motion_lora=MotionLoraTraining(rank=64, train=train.replace(steps=2000)),
         personalised=base,

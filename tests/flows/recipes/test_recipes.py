@@ -80,3 +80,10 @@ def test_the_run_s_own_weights_become_methods_of_the_benchmark(tmp_path: Path):
     assert with_all.methods[-1].domain_adapter is None, "the adapter is left out at alpha 0"
     half = plan.replace(domain_adapter_alpha=0.5).with_weights(tmp_path / "m", None, tmp_path / "adapter")
     assert half.methods[-1].domain_adapter.scale == 0.5
+
+
+def test_sd15_has_the_noise_schedules_of_the_official_configs():
+    """image_finetune.yaml has scaled_linear, training.yaml linear."""
+    recipe = sd15()
+    stages = (recipe.domain_adapter, recipe.motion_module, recipe.motion_lora)
+    assert [stage.train.beta_schedule for stage in stages] == ["scaled_linear", "linear", "linear"]
