@@ -23,7 +23,10 @@ from data_prep.sources.tables import TableRow, read_csv_rows, read_jsonl_rows, r
 from data_prep.sources.webdataset import parse_caption, read_samples, refuse_compressed
 from infra.errors import UserError
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
+VIDEO_SUFFIXES = (
+    ".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
+    ".3gp", ".ogv",
+)  # fmt: skip
 WEBVID_COLUMNS = ("videoid", "contentUrl", "duration", "page_dir", "name")
 TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq")
 TARS_AT_ONCE = 8  # at an address it is waiting for answers that takes the time

@@ -8,6 +8,7 @@ import torch.nn.functional as nn
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_prep.video.probe import Probe
 from data_prep.video.shot_types import CropPath
 
 UInt8 = NDArray[np.uint8]
@@ -53,3 +54,17 @@ def _moving(pixels_FCHW: Tensor, path: CropPath, size: int, first: int) -> Tenso
     grid = torch.stack([u / width * 2 - 1, v / height * 2 - 1], dim=-1)
     out = nn.grid_sample(pixels_FCHW, grid, mode="bicubic", padding_mode="border", align_corners=False)
     return nn.avg_pool2d(out, finer) if finer > 1 else out
+
+
+def with_square_pixels(frames_FHWC: UInt8, found: Probe) -> UInt8:
+    """Frames as a player shows them: wider, or higher, where the video's pixels are not square."""
+    aspect = found.pixel_aspect
+    height, width = frames_FHWC.shape[1:3]
+    if (height, width) == (found.width, found.height) and height != width:  # turned by a display matrix
+        aspect = 1 / aspect
+    shown = (height, round(width * aspect)) if aspect >= 1 else (round(height / aspect), width)
+    if shown == (height, width):
+        return frames_FHWC
+    pixels = torch.from_numpy(frames_FHWC).permute(0, 3, 1, 2)
+    out = nn.interpolate(pixels, size=shown, mode="bicubic", antialias=True, align_corners=False)
+    return np.ascontiguousarray(out.permute(0, 2, 3, 1).numpy())

@@ -236,12 +236,13 @@ def _read(
     request: DecodeRequest,
 ) -> DecodedClip:
     from data_prep.filters.measures import measure_text, three_places
-    from data_prep.video.crop import crop_frames
+    from data_prep.video.crop import crop_frames, with_square_pixels
 
     cropped: list[UInt8] = []
     looked_at: list[UInt8] = []  # for text, which a crop at the training size is too small to show
     size, first = None, 0
-    for chunk in chunks(indices):
+    for stored in chunks(indices):
+        chunk = with_square_pixels(stored, found)
         if size is None:
             height, width = size = chunk.shape[1:3]
             indices = indices[: _frames_for_shot(request, width, height, fps, len(indices))]

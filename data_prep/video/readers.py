@@ -22,7 +22,8 @@ Indices = NDArray[np.int64]
 
 CHUNK_BYTES = 32 << 20  # of frames held at the source's resolution at a time
 CHUNK_FRAMES_MAX = 64
-NOT_FOR_DECORD = ("av1", "vvc", "evc", "gif")
+NOT_FOR_DECORD = ("av1", "vvc", "evc", "gif", "mpegts", "mpeg")
+"""Codecs and containers; of transport and program streams it finds no frame by its place."""
 
 
 class FrameReader(Protocol):
@@ -36,7 +37,7 @@ class FrameReader(Protocol):
 
         Raises:
             UnusableError: a frame cannot be decoded.
-            NotReadableError: another reader may do better; only before the first chunk.
+            NotReadableError: another reader may do better.
         """
         ...
 
@@ -47,7 +48,7 @@ class NotReadableError(Exception):
 
 def readers(path: Path, found: Probe) -> Iterator[FrameReader]:
     """The readers to try, one after the other."""
-    if found.codec not in NOT_FOR_DECORD:
+    if found.codec not in NOT_FOR_DECORD and found.container not in NOT_FOR_DECORD:
         yield DecordReader(path, found)
     yield PyavReader(path, found)
 
@@ -76,11 +77,7 @@ class DecordReader:
             try:
                 yield reader.get_batch(indices[first : first + step].tolist()).asnumpy()
             except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
-                if "size must exactly match" in str(error):  # lines padded for AVX-512 look like four colours
-                    raise NotReadableError(_decord_message(error)) from None
-                raise UnusableError(
-                    "damaged", f"The file opens and its frames cannot all be decoded: {_decord_message(error)}"
-                ) from None
+                raise NotReadableError(_decord_message(error)) from None  # damaged, or odd: PyAV knows
 
 
 class PyavReader:
