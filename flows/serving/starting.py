@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flows.serving.up import api_address, on_this_machine, without_proxy
 from infra.config import parse_override
@@ -39,18 +40,18 @@ def start_run(
         raise UserError(
             f"There is no flow {flow!r}.", f"Flows: {', '.join(FLOWS)}.", "Name one, as FLOW or FLOW/RECIPE."
         )
-    given = {
-        **dict(parse_override(text) for text in parameters),
-        **({"overrides": list(overrides)} if overrides else {}),
-    }
     api = api_address(state)
     known = deployments_of(flow, api)
     if recipe not in known:
         raise UserError(
             f"The flow {flow} has no deployment {recipe!r}.",
-            f"It is deployed for: {', '.join(known) or 'nothing'}.",
+            f"It is deployed for: {', '.join(sorted(known)) or 'nothing'}.",
             "Name one of these, as FLOW/RECIPE." if known else "Run `animateflow up`, which deploys every flow.",
         )
+    given = {
+        **dict(parameter(text, known[recipe]) for text in parameters),
+        **({"overrides": list(overrides)} if overrides else {}),
+    }
     command = [sys.executable, "-m", "prefect", "deployment", "run", f"{flow}/{recipe}", "--params", json.dumps(given)]
     environment = {**os.environ, **QUIET, **without_proxy(os.environ)}
     environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(state / "prefect")}
@@ -63,8 +64,20 @@ def start_run(
         raise UserError(f"Prefect refused to start {flow}/{recipe}.", "The reason is above.", "Correct the parameters.")
 
 
-def deployments_of(flow: str, api: str) -> list[str]:
-    """The names of a flow's deployments, which are those of recipes. Logs in as Prefect's client does.
+def parameter(text: str, schema: Mapping[str, Any]) -> tuple[str, Any]:
+    """`prompt=a fox: running` to its name and value: as it stands where the deployment's `schema` wants text, else
+    YAML."""
+    name, separator, value = text.partition("=")
+    wanted = schema.get("properties", {}).get(name.strip(), {})
+    kinds = {each.get("type") for each in wanted.get("anyOf", [wanted])}
+    if separator and "string" in kinds and kinds <= {"string", "null"}:
+        return name.strip(), value
+    return parse_override(text)
+
+
+def deployments_of(flow: str, api: str) -> dict[str, dict[str, Any]]:
+    """A flow's deployments, named as recipes are, and the JSON schema of each one's parameters. Logs in as Prefect's
+    client does.
 
     Raises:
         UserError: the server wants another login, or does not answer as one of Prefect's.
@@ -84,7 +97,7 @@ def deployments_of(flow: str, api: str) -> list[str]:
             trust_env=not on_this_machine(api),
         )
         answer.raise_for_status()
-        return sorted(str(deployment["name"]) for deployment in answer.json())
+        return {str(found["name"]): found.get("parameter_openapi_schema") or {} for found in answer.json()}
     except httpx.HTTPStatusError as error:
         if error.response.status_code in (401, 403):
             raise UserError(
