@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.artifacts.artifacts import Artifact
+from infra.errors import UserError
 
 if TYPE_CHECKING:
     from components.animate.config import AnimationConfig, AnimationModels
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from components.motion.module import MotionModuleConfig
     from components.stages.stage import Stage
     from components.train.report.log import StepReport
+    from data_prep.cache.cache import LatentCache
     from data_prep.config import CacheConfig
     from evaluation.benchmark.config import BenchmarkConfig
 
@@ -32,11 +34,41 @@ def latent_cache(
     prune: bool = False,
     download: bool = False,
 ) -> Artifact:
-    """Videos → latents, encoded by the base model's VAE."""
+    """Videos → latents, encoded by the base model's VAE.
+
+    Raises:
+        UserError: among others: no video could be used; the cache is there, with the reasons, and holds no clip.
+    """
     from components.base.hub import resolve
     from data_prep.builder.build import build_latent_cache
 
-    return build_latent_cache(config, source, videos, resolve(base.path), out, prune, download)
+    made = build_latent_cache(config, source, videos, resolve(base.path), out, prune, download)
+    if not made.counts["clips"]:
+        reasons = {name.partition(".")[2]: count for name, count in made.counts.items() if name.startswith("rejected.")}
+        raise UserError(
+            f"Not one video of {source} could be used: "
+            f"{', '.join(f'{count} {name}' for name, count in reasons.items()) or 'it names none'}.",
+            f"{out / 'rejected.parquet'} has the reason for each.",
+            "Correct the videos or the config, and run the same command again.",
+        )
+    return made
+
+
+def opened_cache(folder: Path) -> LatentCache:
+    """
+    Raises:
+        UserError: not a finished latent cache, or one without a clip.
+    """
+    from data_prep.cache.cache import LatentCache
+
+    cache = LatentCache(folder)
+    if not len(cache):
+        raise UserError(
+            f"The latent cache {folder} holds no clip.",
+            "Every video was rejected.",
+            f"Read the reasons in {folder / 'rejected.parquet'}, and build a cache from other videos.",
+        )
+    return cache
 
 
 def train(
@@ -55,9 +87,8 @@ def train(
     """
     from components.stages.stage import train_stage
     from components.train.loop.launch import launch_on
-    from data_prep.cache.cache import LatentCache
 
-    latents = LatentCache(cache)
+    latents = opened_cache(cache)
     launch = launch_on(workers, ray_address)
     return train_stage(stage, base, latents, latents.artifact.as_input(), out, weights, on_step, launch)
 
@@ -82,6 +113,5 @@ def plan(stage: Stage, base: BaseModel, cache: Path, gpu: str, module: MotionMod
     `module` is the shape of the motion module that the stage is given, where it does not train one itself.
     """
     from components.stages.plan import plan as plan_of
-    from data_prep.cache.cache import LatentCache
 
-    return plan_of(stage, base.path, LatentCache(cache).latent_size, gpu, module).lines()
+    return plan_of(stage, base.path, opened_cache(cache).latent_size, gpu, module).lines()

@@ -142,3 +142,19 @@ def test_a_disk_that_is_full_with_the_second_checkpoint(cache: Path, tmp_path: P
     assert "step-00000001\n" in said
     assert "resumes from step 1 of 6" in said
     assert "domain_adapter.safetensors" in said
+
+
+def test_a_source_without_a_usable_video_fails_and_its_cache_trains_nothing(animateflow, tmp_path: Path):
+    (tmp_path / "footage").mkdir()
+    (tmp_path / "footage" / "a.mp4").write_text("no video")
+    (tmp_path / "footage" / "b.mp4").write_bytes(b"")
+    out = tmp_path / "cache"
+    outcome = animateflow("cache", "build", "--source", tmp_path / "footage", "--out", out)
+    mistake(outcome, "Not one video of", "1 empty_file", "1 not_a_video", "rejected.parquet")
+    assert (out / "rejected.parquet").is_file()
+    for held_out in (0, 8):
+        setting = ("--set", f"domain_adapter.train.held_out_clips={held_out}")
+        trained = animateflow("train", "domain-adapter", "--cache", out, "--out", tmp_path / "adapter", *setting)
+        mistake(trained, "holds no clip")
+    mistake(animateflow("train", "domain-adapter", "--cache", out, "--out", tmp_path / "o", "--plan"), "holds no clip")
+    assert not (tmp_path / "adapter").exists()
