@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from data_prep.download.config import DownloadConfig
 from data_prep.filters.filters import Filters
-from infra.config import Config, execution
+from infra.config import Config, added, execution
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ShotType = Literal[
     "none", "zoom-in", "zoom-out", "pan-left", "pan-right", "tilt-up", "tilt-down", "roll-clockwise",
     "roll-anticlockwise",
 ]  # fmt: skip
+
+
+class ShotMove(Config):
+    """How fast the crop of a shot type moves."""
+
+    zoom: float = Field(28.4, gt=0, le=400)
+    """Of a zoom, % a second: a two-second window grows 1.65 times at 28.4."""
+    pan: float = Field(0.125, gt=0, le=4)
+    """Of a pan or tilt, widths of the crop a second."""
+    roll: float = Field(14.3, gt=0, le=90)
+    """Degrees a second."""
+    easing: Literal["constant", "eased"] = "constant"
+    """`constant` speed, or `eased`: at rest at both ends, the same way in the same time."""
 
 
 class CacheConfig(Config):
@@ -34,6 +47,8 @@ class CacheConfig(Config):
     """Which frames are kept of a longer video: the first ones, or a window drawn from (seed, clip id)."""
     shot_type: ShotType = "none"
     """How the crop moves over a clip (paper sec. 4.3): reference clips for a MotionLoRA."""
+    move: ShotMove = added(ShotMove())
+    """How fast it moves, where there is a shot type."""
     rejected_share_max: float = Field(1.0, ge=0, le=1)
     """The work fails where a larger share of the source's rows is rejected."""
     seed: int = Field(0, ge=0)
@@ -63,6 +78,13 @@ class CacheConfig(Config):
     """Of the VAE: auto, cpu or cuda."""
     ray_address: str | None = execution(None)
     """A running Ray cluster, such as `auto` or `ray://head:10001`; none: a Ray of its own on this machine."""
+
+    def identity(self) -> dict[str, Any]:
+        """A roll is another one than when it was named after the crop's turn."""
+        fields = super().identity()
+        if self.shot_type.startswith("roll"):
+            fields["shot_type"] += " of the content"
+        return fields
 
     @model_validator(mode="after")
     def _frames_in_order(self) -> Self:

@@ -35,6 +35,8 @@ class Config(BaseModel):
             if isinstance(extra, dict) and extra.get("execution"):
                 continue
             value = getattr(self, name)
+            if isinstance(extra, dict) and extra.get("added") and value == field.default:
+                continue
             out[name] = value.identity() if isinstance(value, Config) else _plain(self, name)
         return out
 
@@ -54,6 +56,12 @@ def _plain(config: Config, name: str) -> Any:
 def execution(default: Any, **options: Any) -> Any:
     """A field that says how to run, not what to make: it stays out of the fingerprint."""
     return Field(default, json_schema_extra={"execution": True}, **options)
+
+
+def added(default: Any, **options: Any) -> Any:
+    """A field younger than the artifacts that exist: at its default, which means what they did, it stays out of the
+    fingerprint."""
+    return Field(default, json_schema_extra={"added": True}, **options)
 
 
 def parse_override(text: str, config: type[Config] | None = None) -> tuple[str, Any]:

@@ -67,6 +67,17 @@ def min_snr_weights(t_B: Tensor, alpha_bar: Tensor, gamma: float, prediction: Pr
     return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
 
 
+def noisy_weights(t_B: Tensor, alpha_bar: Tensor, largest: float, prediction: Prediction = "epsilon") -> Tensor:
+    """Loss weights (B,) of at most `largest` that count the noisy steps, where paths and layout are decided.
+
+    1 + 1/SNR, which makes of epsilon's error the velocity's (Salimans & Ho 2022, "SNR+1 weighting"), clamped; for the
+    velocity, which has that weight already, the clamp alone.
+    """
+    alpha_bar_t = alpha_bar.to(t_B.device)[t_B]
+    full = 1 + (1 - alpha_bar_t) / alpha_bar_t
+    return full.clamp(max=largest) / (1 if prediction == "epsilon" else full)
+
+
 def inference_scheduler(
     schedule: BetaSchedule = "linear", sampler: Sampler = "ddim", prediction: Prediction = "epsilon"
 ) -> SchedulerMixin:

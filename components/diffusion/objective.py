@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.diffusion.noise import TIMESTEPS, Prediction, add_noise, min_snr_weights, velocity
+from components.diffusion.noise import TIMESTEPS, Prediction, add_noise, min_snr_weights, noisy_weights, velocity
 from infra.seeds import generator_for, key_for
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -110,9 +110,16 @@ def prediction_errors(
 
 
 def weighted_mean(
-    errors_B: Tensor, t_B: Tensor, alpha_bar: Tensor, min_snr_gamma: float | None, prediction: Prediction = "epsilon"
+    errors_B: Tensor,
+    t_B: Tensor,
+    alpha_bar: Tensor,
+    min_snr_gamma: float | None,
+    prediction: Prediction = "epsilon",
+    noisy_weight_max: float | None = None,
 ) -> Tensor:
-    """The loss: the mean over the batch as in the paper, or the mean weighted by min-SNR."""
-    if min_snr_gamma is None:
-        return errors_B.mean()
-    return (errors_B * min_snr_weights(t_B, alpha_bar, min_snr_gamma, prediction)).mean()
+    """The loss: the mean over the batch as in the paper, or weighted by min-SNR, by `noisy_weights`, or by both."""
+    if min_snr_gamma is not None:
+        errors_B = errors_B * min_snr_weights(t_B, alpha_bar, min_snr_gamma, prediction)
+    if noisy_weight_max is not None:
+        errors_B = errors_B * noisy_weights(t_B, alpha_bar, noisy_weight_max, prediction)
+    return errors_B.mean()

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from components.diffusion.noise import BetaSchedule
 from components.train.activation_checkpointing import Checkpointing
-from infra.config import Config, execution
+from infra.config import Config, added, execution
 
 
 class TrainConfig(Config):
@@ -51,6 +51,9 @@ class TrainConfig(Config):
     """Spreads the timesteps of a step evenly over all there are, instead of drawing each from all of them."""
     min_snr_gamma: float | None = Field(None, gt=0)
     """Weights the loss by min(SNR, gamma)/SNR; none is the paper's plain mean."""
+    noisy_weight_max: float | None = added(None, gt=1)
+    """Weights the loss by 1 + 1/SNR, but no more than this, so that the noisy steps count in which paths are decided;
+    none is the paper's plain mean. With min_snr_gamma both factors apply."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the forward pass: `auto` is bf16 on CUDA and fp32 elsewhere. What learns is fp32 in any case; in bf16 on CUDA
     frozen weights are bf16."""

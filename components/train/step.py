@@ -183,7 +183,8 @@ class Stepper:
         captions = ["" if drop else text for text, drop in zip(batch.captions, draws.drop_B.tolist(), strict=True)]
         t_B = _to_device(draws.t_B, self.process.device)
         errors = self.errors(batch, captions, draws.eps_BCFhw, t_B)
-        return weighted_mean(errors, t_B, self.alpha_bar, config.min_snr_gamma, self.task.prediction)
+        weights = (config.min_snr_gamma, self.task.prediction, config.noisy_weight_max)
+        return weighted_mean(errors, t_B, self.alpha_bar, *weights)
 
     def _average(self, number: int) -> None:
         if self.ema is not None and self.config.ema_decay is not None:

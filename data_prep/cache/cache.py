@@ -138,6 +138,14 @@ class LatentCache:
         clips = self._long_enough(0, self._index.held_out, frames)[:count]
         return self._batch(clips, np.zeros(len(clips), dtype=np.int64), frames)
 
+    def stills(self, count: int) -> tuple[torch.Tensor, list[str]]:
+        """Latents (N, C, h, w), not scaled, of the middle frames of `count` clips spread evenly over the cache, and
+        their captions."""
+        clips = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
+        rows = [self.row(int(clip)) for clip in clips]
+        latents = np.stack([row.latents_FChw[len(row.latents_FChw) // 2] for row in rows]).astype(np.float32)
+        return torch.from_numpy(latents), [row.caption for row in rows]
+
     def _batch(
         self, clips: NDArray[np.int32], starts: Places, frames: int, noise: list[np.random.Generator] | None = None
     ) -> ClipBatch:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.config import ShotType
+from data_prep.config import ShotMove, ShotType
 from data_prep.filters.filters import Filters, judge_measures, judge_source
 from data_prep.problems import UnusableError
 from data_prep.video.probe import Probe, probe
@@ -49,6 +49,7 @@ class DecodeRequest:
     frames_min: int
     frames_max: int
     shot_type: ShotType
+    move: ShotMove
     window: str
     seed: int
     filters: Filters
@@ -65,6 +66,7 @@ def request_for(config: CacheConfig, clip_id: str, path: Path) -> DecodeRequest:
         frames_min=config.frames_min,
         frames_max=config.frames_max,
         shot_type=config.shot_type,
+        move=config.move,
         window=config.window,
         seed=config.seed,
         filters=config.filters,
@@ -246,7 +248,7 @@ def _read(
         if size is None:
             height, width = size = chunk.shape[1:3]
             indices = indices[: _frames_for_shot(request, width, height, fps, len(indices))]
-            path = crop_path(request.shot_type, width, height, len(indices), fps)
+            path = crop_path(request.shot_type, width, height, len(indices), fps, request.move)
         elif chunk.shape[1:3] != size:
             raise UnusableError("size_changes", f"The picture changes from {size[1]}x{size[0]} to another size.")
         cropped.append(crop_frames(chunk[: len(indices) - first], path, request.size, first))
@@ -275,7 +277,7 @@ def _read(
 
 def _frames_for_shot(request: DecodeRequest, width: int, height: int, fps: float, available: int) -> int:
     """A zoom ends before its crop is smaller than the training size; the shortest clip it always gets."""
-    sharp = frames_before_blur(request.shot_type, width, height, request.size, fps)
+    sharp = frames_before_blur(request.shot_type, width, height, request.size, fps, request.move)
     return available if sharp is None else min(available, max(sharp, request.frames_min))
 
 

@@ -36,8 +36,9 @@ class MotionScores:
 
     frame_difference: float
     """Mean absolute difference of neighbouring frames, 0..255."""
-    warp_error: float
-    """The same after the earlier frame was moved along the flow: flicker, noise and cuts, which are not motion."""
+    flicker: float
+    """Mean absolute grey difference along the flow, 0..255, where both flows agree: what changes though nothing moves
+    there, comes into sight or is covered."""
     duplicate_ratio: float
     """Share of neighbouring frames that are the same picture."""
     cut_ratio: float
@@ -83,7 +84,8 @@ def measure_motion(frames_FHWC: UInt8, fps: float) -> MotionScores:
     cuts = np.array([_histogram_change(a, b) > CUT_ABOVE for a, b in _pairs(frames_FHWC)])
     grey = _working_grey(frames_FHWC)
     flows = [_flow(a, b) for a, b in _pairs(grey)]
-    warped = [_warp_error(a, b, flow) for (a, b), flow in zip(_pairs(grey), flows, strict=True)]
+    back = [_flow(b, a) for a, b in _pairs(grey)]
+    flicker = [_flicker(a, b, *both) for (a, b), *both in zip(_pairs(grey), flows, back, strict=True)]
     height, width = grey.shape[1:]
     kept = [flow / width * fps for flow, cut in zip(flows, cuts, strict=True) if not cut]  # widths per second
     cameras = [fit_similarity(flow / fps) for flow in kept]
@@ -92,7 +94,7 @@ def measure_motion(frames_FHWC: UInt8, fps: float) -> MotionScores:
     velocity, moving_share = _object_velocity([camera.residual * fps for camera in cameras])
     return MotionScores(
         frame_difference=float(np.mean(changes)),
-        warp_error=float(np.mean(warped)),
+        flicker=_mean([value for value in flicker if np.isfinite(value)]),
         duplicate_ratio=float(np.mean([np.quantile(change, 0.999) < DUPLICATE_BELOW for change in changes])),
         cut_ratio=float(cuts.mean()),
         flow_median=_mean([float(np.median(speed)) for speed in speeds]),
@@ -154,13 +156,21 @@ def _flow(first: UInt8, second: UInt8) -> Float:
     return np.asarray(estimator.calc(first, second, start), dtype=np.float64)
 
 
-def _warp_error(first: UInt8, second: UInt8, flow: Float) -> float:
-    """Mean absolute grey difference, 0..255, of `first` and `second` fetched back along the flow."""
+def _flicker(first: UInt8, second: UInt8, flow: Float, back: Float) -> float:
+    """Mean absolute grey difference, 0..255, of `first` and `second` fetched back along the flow, over the pixels
+    that the flow back returns to where they were (Sundaram et al., ECCV 2010, eq. 5); NaN if there are none."""
     height, width = first.shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    where_x, where_y = x + flow[..., 0].astype(np.float32), y + flow[..., 1].astype(np.float32)
-    back = cv2.remap(second, where_x, where_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return float(np.abs(back.astype(np.float32) - first.astype(np.float32)).mean())
+    where = x + flow[..., 0].astype(np.float32), y + flow[..., 1].astype(np.float32)
+    fetched_flow = cv2.remap(back.astype(np.float32), *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    returned: Float = np.asarray(fetched_flow, dtype=np.float64)
+    apart, sizes = _length(flow + returned) ** 2, _length(flow) ** 2 + _length(returned) ** 2
+    inside = (where[0] >= 0) & (where[0] <= width - 1) & (where[1] >= 0) & (where[1] <= height - 1)
+    seen = inside & (apart < 0.01 * sizes + 0.5)
+    if not seen.any():
+        return float("nan")
+    fetched = cv2.remap(second, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return float(np.abs(fetched.astype(np.float32) - first.astype(np.float32))[seen].mean())
 
 
 def _histogram_change(first: UInt8, second: UInt8) -> float:

@@ -82,7 +82,7 @@ SCORES = (
         "The same after the camera's pan, tilt, zoom and roll, fitted to the flow, are taken out.", 3,
     ),
     Score(
-        "warp_error", "Flicker", "0..255", -1,
+        "flicker", "Flicker", "0..255", -1,
         "Mean grey difference of neighbouring frames after moving one along the flow: change that is not motion.",
     ),
 )  # fmt: skip
@@ -182,7 +182,7 @@ def _best(score: Score, summary: Sequence[Mapping[str, Any]]) -> str | None:
 
     One whose clips stand still cannot win at smoothness or flicker.
     """
-    still_wins = score.name.startswith("smoothness") or score.name == "warp_error"
+    still_wins = score.name.startswith("smoothness") or score.name == "flicker"
     means = {
         one["method"]: score.better * one["scores"][score.name]["mean"]
         for one in summary

@@ -44,7 +44,7 @@ _SCORES = (
     "smoothness_consecutive", "smoothness_pairs",
     "dynamic_degree", "flow_median", "object_motion", "object_velocity_x", "object_velocity_y", "moving_share",
     "zoom_rate", "roll_rate", "pan_rate", "tilt_rate", "coherence",
-    "frame_difference", "warp_error", "duplicate_ratio", "cut_ratio", "fps",
+    "frame_difference", "flicker", "duplicate_ratio", "cut_ratio", "fps",
 )  # fmt: skip
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in _TEXT]

@@ -16,7 +16,7 @@ RESAMPLES = 2000
 SUMMARISED = (
     "text_alignment", "text_alignment_content", "domain_similarity", "reference_ceiling",
     "smoothness_consecutive", "smoothness_pairs",
-    "dynamic_degree", "object_motion", "flow_median", "frame_difference", "warp_error", "duplicate_ratio",
+    "dynamic_degree", "object_motion", "flow_median", "frame_difference", "flicker", "duplicate_ratio",
     "object_velocity_x", "object_velocity_y", "zoom_rate", "pan_rate", "tilt_rate", "roll_rate",
 )  # fmt: skip
 

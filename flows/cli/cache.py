@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from data_prep.config import ShotType
 from flows.cli.options import BaseOption, OutOption, RecipeOption, SetOption, load_recipe, print_artifact
 
 app = typer.Typer(no_args_is_help=True, help="Latent caches: build, verify, inspect.")
@@ -33,6 +34,10 @@ def build(
     shots: Annotated[
         bool, typer.Option("--shots", help="Use the recipe's shot type: reference clips for a MotionLoRA.")
     ] = False,
+    shot: Annotated[
+        ShotType | None,
+        typer.Option(help="The same with another shot type; its speed is set by `--set shots.move.zoom=20` and alike."),
+    ] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Drop clips whose rows or videos are no longer in the source.")
     ] = False,
@@ -49,13 +54,18 @@ def build(
 
     Example: `animateflow cache build --source webvid.csv --videos videos/ --recipe sd15 --out runs/mine/cache`
 
+    Reference clips for a MotionLoRA that tilts the camera up: `animateflow cache build --shot tilt-up
+    --source clips.csv --videos clips/ --out runs/mine/tilt-up`
+
     On a cluster, with videos on S3: `animateflow cache build --source s3://bucket/webvid.csv --videos s3://bucket/videos
     --recipe sd15 --set cache.ray_address=auto --out /shared/cache`
     """
     from flows.chain import steps
 
-    whole = load_recipe(recipe, overrides, base, uses=("shots" if shots else "cache", "base"))
-    config = whole.shots if shots else whole.cache
+    whole = load_recipe(recipe, overrides, base, uses=("shots" if shots or shot else "cache", "base"))
+    config = whole.shots if shots or shot else whole.cache
+    if shot:
+        config = config.replace(shot_type=shot)
     print_artifact(
         steps.latent_cache(config, source, videos, whole.base, out, prune, download),
         f"animateflow cache inspect {out}",

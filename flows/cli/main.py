@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import animate, cache, machine, pocket, serve, train, weights
+from flows.cli import animate, base, cache, machine, pocket, serve, train, weights
 from infra.errors import AnimateflowError
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ def options(
     setup_logging(verbose)
 
 
-for commands in (pocket, machine, cache, train, animate, weights, serve):
+for commands in (pocket, machine, cache, base, train, animate, weights, serve):
     commands.register(app)
 
 

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from components.diffusion.noise import add_noise, alpha_bars, betas, inference_scheduler, min_snr_weights, velocity
+from components.diffusion.noise import (
+    add_noise,
+    alpha_bars,
+    betas,
+    inference_scheduler,
+    min_snr_weights,
+    noisy_weights,
+    velocity,
+)
 from components.diffusion.objective import draw, image_predictor, prediction_errors, weighted_mean
 
 
@@ -115,3 +123,14 @@ def test_ddim_is_the_official_sampler_by_hand(steps: int) -> None:
         by_hand = after.sqrt() * z_0 + (1 - after).sqrt() * eps
         z = scheduler.step(torch.sin(3 * z) * (1 + t / 1000), t, z).prev_sample
     torch.testing.assert_close(z, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_noisy_weights_by_hand() -> None:
+    """1 + 1/SNR is (1 + 1/9, 2, 10) here, clamped at 4; for the velocity, which has it already, the clamp alone."""
+    alpha_bar, t = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0, 1, 2])
+    expected = torch.tensor([10 / 9, 2.0, 4.0])
+    torch.testing.assert_close(noisy_weights(t, alpha_bar, 4), expected)
+    torch.testing.assert_close(noisy_weights(t, alpha_bar, 4, "v_prediction"), torch.tensor([1.0, 1.0, 0.4]))
+    errors = torch.tensor([3.0, 3.0, 6.0])
+    mean = (3 * 10 / 9 + 3 * 2 + 6 * 4) / 3
+    assert weighted_mean(errors, t, alpha_bar, None, noisy_weight_max=4).item() == pytest.approx(mean, rel=1e-5)

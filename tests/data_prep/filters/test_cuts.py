@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.config import ShotMove
 from data_prep.filters.filters import Filters
 from data_prep.filters.measures import find_cuts
 from data_prep.problems import UnusableError
@@ -49,6 +50,7 @@ def borders(path: Path, filters: Filters = ON) -> list[float]:
 
 def request(path: Path, cuts: str, **changes: object) -> DecodeRequest:
     fields = {"size": 32, "fps": 8.0, "stride": None, "frames_min": 8, "frames_max": 32, "shot_type": "none"}
+    fields["move"] = ShotMove()
     fields |= {"window": "first", "seed": 0, "filters": Filters(cuts=cuts), **changes}
     return DecodeRequest("v", path, **fields)
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from components.clip.config import ClipModel
+from data_prep.config import ShotMove
 from data_prep.filters import measures
 from data_prep.filters.filters import Filters
 from data_prep.filters.measures import (
@@ -268,7 +269,9 @@ def test_real_footage(realvideo: Path):
     on = TEXT.replace(flow_min=0, shake_max=1)
     found, marks = {}, 0
     for path in sorted(realvideo.glob("videos/*/*.m*")):
-        (clip,) = decode_video(DecodeRequest(path.stem, path, 384, 8.0, None, 8, 16, "none", "first", 0, on))
+        (clip,) = decode_video(
+            DecodeRequest(path.stem, path, 384, 8.0, None, 8, 16, "none", ShotMove(), "first", 0, on)
+        )
         assert isinstance(clip, DecodedClip)
         found[path.stem] = clip.measures
         marked = written(three(clip.frames_FHWC), "shutterstock", [(100, 170)] * 3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.config import ShotMove
 from data_prep.filters.filters import Filters
 from data_prep.video.decode import DecodedClip, DecodeRequest, Refused, decode_video, motion
 from data_prep.video.sampling import indices_by_time
@@ -24,6 +25,7 @@ def request(path: Path, **changes: object) -> DecodeRequest:
         frames_min=2,
         frames_max=64,
         shot_type="none",
+        move=ShotMove(),
         window="first",
         seed=0,
         filters=Filters(),

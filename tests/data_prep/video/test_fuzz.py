@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.config import ShotMove
 from data_prep.filters.filters import Filters
 from data_prep.video.child_process import Child, ChildDiedError, ChildTimeoutError
 from data_prep.video.decode import DecodedClip, DecodeRequest, Refused, decode_video, prepare
@@ -91,7 +92,7 @@ class Outcome:
 
 
 def request(path: Path) -> DecodeRequest:
-    return DecodeRequest("clip", path, 48, 8.0, None, 4, 16, "none", "first", 0, Filters())
+    return DecodeRequest("clip", path, 48, 8.0, None, 4, 16, "none", ShotMove(), "first", 0, Filters())
 
 
 def outcome(child: Child[DecodeRequest, list[DecodedClip | Refused]], path: Path) -> Outcome:

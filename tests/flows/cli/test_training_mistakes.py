@@ -158,3 +158,18 @@ def test_a_source_without_a_usable_video_fails_and_its_cache_trains_nothing(anim
         mistake(trained, "holds no clip")
     mistake(animateflow("train", "domain-adapter", "--cache", out, "--out", tmp_path / "o", "--plan"), "holds no clip")
     assert not (tmp_path / "adapter").exists()
+
+
+def test_the_caption_gap_of_a_base_model(animateflow, cache: Path, tmp_path: Path):
+    """Of a word that every caption has; words that no caption has are told."""
+    base, figures = POCKET / "base", tmp_path / "gap.json"
+    measured = ("base", "gap", "--base", base, "--cache", cache, "--json", figures)
+    outcome = animateflow(*measured, "--words", "clip,red circle")
+    assert outcome.code == 0, outcome.err
+    assert "clip / red circle   (6 stills)" in outcome.out
+    assert "the difference" in outcome.out
+    rows = json.loads(figures.read_text())["gaps"]
+    assert [row["timestep"] for row in rows] == [100, 300, 500, 700, 850, 950]
+    assert all(row["low"] <= row["gap"] <= row["high"] for row in rows)
+    mistake(animateflow(*measured, "--words", "cat,dog"), "None of", "cat, dog")
+    mistake(animateflow(*measured, "--words", "red"), "fewer than two words")
