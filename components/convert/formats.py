@@ -170,9 +170,7 @@ def _export_motion_module(source: Path, target: Path, dtype: DType | None, progr
     weights = motion_files.read_motion_module(source)
     if program == "diffusers":
         _check_target(target)
-        adapter = motion_files.meta_adapter(weights.config, weights.metadata["network"])
-        metadata = weights.metadata | motion_files.shape_metadata(adapter)
-        motion_files.write_motion_adapter_folder(target, adapter, to_dtype(weights.state, dtype), metadata)
+        _write_folder(target, weights, weights.metadata, dtype)
         return
     if weights.metadata["network"] == "temporal-convolution":
         raise UserError(
@@ -197,9 +195,19 @@ def _import_motion_module(
         changes |= {"preset": preset, "image_group_norm": PRESETS[preset].image_group_norm}
     if group_norm is not None:
         changes |= {"group_norm": group_norm}
+    _write_folder(target, weights, weights.metadata | changes)
+
+
+def _write_folder(
+    target: Path,
+    weights: motion_files.MotionWeights,
+    metadata: Mapping[str, str],
+    dtype: DType | None = None,
+) -> None:
+    """A motion module as diffusers' MotionAdapter folder."""
     adapter = motion_files.meta_adapter(weights.config, weights.metadata["network"])
-    metadata = weights.metadata | motion_files.shape_metadata(adapter) | changes
-    motion_files.write_motion_adapter_folder(target, adapter, weights.state, metadata)
+    fields = {**metadata, **motion_files.shape_metadata(adapter)}
+    motion_files.write_motion_adapter_folder(target, adapter, to_dtype(weights.state, dtype), fields)
 
 
 def _check_target(folder: Path) -> None:

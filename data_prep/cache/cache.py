@@ -138,6 +138,19 @@ class LatentCache:
         clips = self._long_enough(0, self._index.held_out, frames)[:count]
         return self._batch(clips, np.zeros(len(clips), dtype=np.int64), frames)
 
+    def check_holds_clips(self) -> None:
+        """
+        Raises:
+            UserError: every video was rejected.
+        """
+        if not len(self):
+            folder = self.artifact.folder
+            raise UserError(
+                f"The latent cache {folder} holds no clip.",
+                "Every video was rejected.",
+                f"Read the reasons in {folder / 'rejected.parquet'}, and build a cache from other videos.",
+            )
+
     def stills(self, count: int) -> tuple[torch.Tensor, list[str]]:
         """Latents (N, C, h, w), not scaled, of the middle frames of `count` clips spread evenly over the cache, and
         their captions."""
@@ -218,12 +231,7 @@ class LatentCache:
         enough = np.arange(first, end, dtype=np.int32)[lengths >= frames]
         if len(enough):
             return enough
-        if len(lengths) == 0:
-            raise UserError(
-                f"The latent cache {folder} holds no clip.",
-                "Every video was rejected.",
-                f"Read the reasons in {folder / 'rejected.parquet'}, and build a cache from other videos.",
-            )
+        self.check_holds_clips()
         raise UserError(
             f"The longest of {len(lengths)} clips in {folder} has {lengths.max()} frames; {frames} are asked for.",
             "A clip is never repeated or slowed down to fill a window.",

@@ -62,12 +62,7 @@ def opened_cache(folder: Path) -> LatentCache:
     from data_prep.cache.cache import LatentCache
 
     cache = LatentCache(folder)
-    if not len(cache):
-        raise UserError(
-            f"The latent cache {folder} holds no clip.",
-            "Every video was rejected.",
-            f"Read the reasons in {folder / 'rejected.parquet'}, and build a cache from other videos.",
-        )
+    cache.check_holds_clips()
     return cache
 
 

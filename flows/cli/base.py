@@ -36,12 +36,13 @@ def gap(
     Example: `animateflow base gap --base sd15 --cache runs/cache --words left,right --words "walking,standing"`
     """
     from components.base.caption_encoder import CaptionEncoder
-    from components.base.model import BaseModel, load_base, prediction_type_of, vae_sha256
+    from components.base.model import BaseModel, prediction_type_of
     from components.diffusion.caption_gap import caption_gap
     from components.diffusion.objective import image_predictor
-    from components.train.distributed import this_process
-    from data_prep.cache.cache import LatentCache
+    from components.stages.models import load_pipeline
+    from flows.chain.steps import opened_cache
     from infra.artifacts.sealing import write_json
+    from infra.runtime import pick_device
 
     groups = [tuple(word.strip() for word in text.split(",") if word.strip()) for text in words]
     for group in groups:
@@ -51,21 +52,17 @@ def gap(
                 "A word is swapped for another one.",
                 "Write --words left,right.",
             )
-    clips = LatentCache(cache)
-    pipeline = load_base(BaseModel(path=base, reference=reference), where := this_process(device).device)
-    if vae_sha256(pipeline.vae) != clips.vae_sha256:
-        raise UserError(
-            f"{cache} was encoded by another VAE than that of {base}.",
-            "Its latents are noise to this model.",
-            "Name a cache that was built with this base model.",
-        )
+    clips, where = opened_cache(cache), pick_device(device)
+    pipeline = load_pipeline(BaseModel(path=base, reference=reference), clips).to(where)
     latents, captions = clips.stills(stills)
+    latents = latents.to(where) * clips.scaling_factor
+    encode = CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, where)
     rows = []
     for group in groups:
         found = caption_gap(
             image_predictor(pipeline.unet),
-            CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, where),
-            latents.to(where) * clips.scaling_factor,
+            encode,
+            latents,
             captions,
             group,
             pipeline.scheduler.alphas_cumprod.to(where),

@@ -49,9 +49,11 @@ def load_recipe(
     from flows.recipes.recipes import recipe_named
     from infra.config import apply_overrides
 
+    recipe = recipe_named(name)
+    others = set() if uses is None else set(type(recipe).model_fields) - set(uses)
     for text in overrides or []:
         part = text.partition("=")[0].strip().split(".")[0]
-        if uses is not None and part in type(recipe_named(name)).model_fields and part not in uses:
+        if uses is not None and part in others:
             raise UserError(
                 f"--set {text} has no effect here.",
                 f"This command uses {', '.join(uses)} of the recipe, and {part} is another part.",
@@ -60,7 +62,7 @@ def load_recipe(
     given: list[str | tuple[str, object]] = list(overrides or [])
     if base is not None:
         given.insert(0, ("base.path", base))
-    return apply_overrides(recipe_named(name), given)
+    return apply_overrides(recipe, given)
 
 
 def parse_weighted(text: str | None, scale: float = 1.0) -> WeightedFile | None:
