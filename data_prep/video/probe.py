@@ -94,11 +94,13 @@ def _read(container: Any, path: Path) -> Probe:
 def _presentation_ticks(container: Any, stream: Any) -> tuple[NDArray[np.int64], int]:
     """Times of the frames to be shown, and the number of all that are read: an edit list hides those before its start,
     down to the keyframe."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    shown = [packet for packet in packets if not packet.is_discard]
-    ticks = [packet.pts if packet.pts is not None else packet.dts for packet in shown]
+    ticks, packets = [], 0
+    for packet in container.demux(stream):  # one at a time: each holds its part of the file
+        packets += packet.size > 0
+        if packet.size and not packet.is_discard:
+            ticks.append(packet.pts if packet.pts is not None else packet.dts)
     known = [tick for tick in ticks if tick is not None]
-    return np.sort(np.asarray(known, dtype=np.int64)), len(packets)
+    return np.sort(np.asarray(known, dtype=np.int64)), packets
 
 
 def _refuse_cut(container: Any, stream: Any, times: Seconds, packets: int, path: Path) -> None:
